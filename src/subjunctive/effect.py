@@ -1,0 +1,177 @@
+"""Effects and their paths, by Monte Carlo, both worlds on the same noise.
+
+    ATE   E[Y(b) - Y(a)]
+    CATE  E[Y(b) - Y(a) | C = c]
+    ETT   E[Y(b) - Y(a) | T = t]
+
+Conditions are met by likelihood weighting: clamped nodes weigh p(value | parents), so that no draw
+is thrown away. The standard error is of the draws; it does not know the model's own error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from subjunctive.mechanism import seeded
+from subjunctive.query import evaluating
+from subjunctive.scm import SCM, Model
+from subjunctive.variable import known
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A causal effect with its Monte-Carlo uncertainty, in the outcome's unit.
+
+    Args:
+        kind: `ATE`, `CATE` or `ETT`.
+        estimate: E[Y_b - Y_a] in the sub-population, `(*shape)`.
+        standard_error: of the estimate, from the draws; it does not know the model's own error.
+        ess: effective number of draws.
+    """
+
+    kind: str
+    estimate: Tensor
+    standard_error: Tensor
+    ess: float
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Return the normal interval of the estimate."""
+        half = NormalDist().inv_cdf((1 + level) / 2) * self.standard_error
+        return self.estimate - half, self.estimate + half
+
+
+@torch.no_grad()
+def effect(
+    model: Model,
+    treatment: str,
+    outcome: str,
+    values: tuple[Any, Any] = (0.0, 1.0),
+    *,
+    given: Mapping[str, Any] | None = None,
+    treated: Any = None,
+    draws: int = 10_000,
+    seed: int | None = None,
+) -> Effect:
+    """Estimate E[Y(b) - Y(a)] by Monte Carlo, both worlds on the same noise.
+
+    Args:
+        model: any `Model`; `given` and `treated` need an SCM with densities at those nodes.
+        treatment, outcome: nodes.
+        values: (a, b), what the treatment is set to.
+        given: node -> value, for the conditional effect (CATE); weighted by likelihood.
+        treated: a value of the treatment, for the effect on units that had it (ETT).
+        draws: Monte-Carlo draws.
+        seed: for draws that do not touch the user's generator.
+
+    Raises:
+        KeyError: for an unknown node. ValueError: if a condition leaves no weight on any draw.
+    """
+    for name in (treatment, outcome, *(given or {})):
+        known(name, model.variables, "effect()")
+    if draws < 2:
+        raise ValueError(f"effect() needs at least 2 draws, got {draws}")
+    condition = dict(given or {})
+    if treated is not None:
+        condition[treatment] = treated
+    kind = "ETT" if treated is not None else "CATE" if given else "ATE"
+    if isinstance(model, SCM):
+        model = model.ancestral([treatment, outcome, *condition])
+    elif condition:
+        raise ValueError(
+            f"{kind} by weighting needs an SCM; {type(model).__name__} is none: average "
+            "counterfactual(model, rows, do) over rows that meet the condition"
+        )
+    with seeded(seed), evaluating(model):
+        log_weight = torch.zeros(draws)
+        if condition and isinstance(model, SCM):
+            noise, log_weight = model.condition(condition, draws)
+        else:
+            noise = model.noise(draws)
+        low, high = (model.predict(noise, {treatment: v})[outcome] for v in values)
+    if not bool(torch.isfinite(log_weight).any()):
+        raise ValueError(
+            f"no draw meets the condition {condition}; it has no density under the model"
+        )
+    difference = high.double() - low.double()
+    weight = log_weight.double().softmax(0).reshape(-1, *[1] * (difference.dim() - 1))
+    estimate = (weight * difference).sum(0)
+    error = (weight.square() * (difference - estimate).square()).sum(0).sqrt()
+    return Effect(kind, estimate, error, float(1 / weight.square().sum()))
+
+
+@torch.no_grad()
+def mediation(
+    model: Model,
+    treatment: str,
+    outcome: str,
+    mediators: Sequence[str],
+    values: tuple[Any, Any] = (0.0, 1.0),
+    *,
+    draws: int = 10_000,
+    seed: int | None = None,
+) -> pandas.DataFrame:
+    """Split the effect of a treatment into what goes through the mediators and what does not.
+
+        TE(a->b) = E[Y(b) - Y(a)]
+        NDE(a->b) = E[Y(b, M(a)) - Y(a)]
+        NIE(a->b) = E[Y(a, M(b)) - Y(a)]
+
+    so that TE(a->b) = NDE(a->b) - NIE(b->a).
+
+    Returns:
+        rows `TE`, `NDE`, `NIE`, `NIE reversed` (b->a) with `estimate` and `standard_error`.
+
+    Reference: Direct and indirect effects (Pearl, 2001), https://arxiv.org/abs/1301.2300
+    """
+    import pandas
+
+    if isinstance(mediators, str):
+        mediators = [mediators]
+    for name in (treatment, outcome, *mediators):
+        known(name, model.variables, "mediation()")
+    if model.variables[outcome].shape:
+        raise ValueError(
+            f"mediation() needs a scalar outcome; {outcome!r} has shape "
+            f"{model.variables[outcome].shape}"
+        )
+    between = set(model.graph.descendants(treatment)) & set(model.graph.ancestors(outcome))
+    off = [m for m in mediators if m not in between]
+    if off:
+        raise ValueError(
+            f"{off} lie on no path from {treatment!r} to {outcome!r}; the mediators that "
+            f"do are {sorted(between - {treatment, outcome})}"
+        )
+    if isinstance(model, SCM):
+        model = model.ancestral([outcome])
+    a, b = values
+    with seeded(seed), evaluating(model):
+        noise = model.noise(draws)
+        under_a, under_b = (model.predict(noise, {treatment: v}) for v in (a, b))
+        y_b_m_a, y_a_m_b = (
+            model.predict(noise, {treatment: v} | {m: world[m] for m in mediators})[
+                outcome
+            ].double()
+            for v, world in ((b, under_a), (a, under_b))
+        )
+    y_a, y_b = under_a[outcome].double(), under_b[outcome].double()
+    rows = {
+        "TE": y_b - y_a,
+        "NDE": y_b_m_a - y_a,
+        "NIE": y_a_m_b - y_a,
+        "NIE reversed": y_b_m_a - y_b,
+    }
+    return pandas.DataFrame(
+        {
+            "estimate": {k: float(v.mean()) for k, v in rows.items()},
+            "standard_error": {k: float(v.std() / draws**0.5) for k, v in rows.items()},
+        }
+    )

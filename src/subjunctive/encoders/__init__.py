@@ -1,0 +1,3 @@
+"""Encoders: what the unseen may have been, given what was seen."""
+
+from subjunctive.encoders.regression import Regression as Regression
