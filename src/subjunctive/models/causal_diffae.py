@@ -121,8 +121,12 @@ class CausalDiffAE:
             condition=condition_width(parents, code),
             width=width,
             multipliers=multipliers,
+            blocks=(0, 1),
+            attention=False,
             size=(height, across),
+            layout=True,
         )
+        denoiser = Denoiser(network, schedule or Cosine(), sigma_data=0.7, wiener=True)
         encoder = ConvEncoder(
             channels, (height, across), 2 * code, widths=tuple(width * m for m in multipliers)
         )
@@ -131,7 +135,7 @@ class CausalDiffAE:
             Diffusion(
                 x,
                 parents,
-                Denoiser(network, schedule or Cosine()),
+                denoiser,
                 encoder,
                 code,
                 sampler,

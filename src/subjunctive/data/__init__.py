@@ -1,0 +1,12 @@
+"""Data: simulators whose counterfactuals are known first, loaders of real data second.
+
+A simulator has `.graph`, `.variables`, batches `.train`, `.valid` and `.test` that keep each row's
+true noise in `context["u.<node>"]`, and `.oracle`, the true model, which answers any query exactly.
+Simulators of images also have `.measure(images)`, which reads attributes from pixels.
+"""
+
+from subjunctive.data.morpho import MorphoDigits as MorphoDigits
+from subjunctive.data.oracle import Oracle as Oracle
+from subjunctive.data.pendulum import Pendulum as Pendulum
+from subjunctive.data.tabular import Linear as Linear
+from subjunctive.data.tabular import Nonlinear as Nonlinear

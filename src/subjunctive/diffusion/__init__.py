@@ -1,0 +1,15 @@
+"""Diffusion: a schedule, a denoiser, and a sampler that can also run backward."""
+
+from subjunctive.diffusion.denoise import Denoise as Denoise
+from subjunctive.diffusion.denoise import Denoiser as Denoiser
+from subjunctive.diffusion.guide import guided as guided
+from subjunctive.diffusion.guide import guided_together as guided_together
+from subjunctive.diffusion.sample import DDIM as DDIM
+from subjunctive.diffusion.sample import Ancestral as Ancestral
+from subjunctive.diffusion.sample import Heun as Heun
+from subjunctive.diffusion.sample import Sampler as Sampler
+from subjunctive.diffusion.schedule import EDM as EDM
+from subjunctive.diffusion.schedule import Cosine as Cosine
+from subjunctive.diffusion.schedule import RectifiedFlow as RectifiedFlow
+from subjunctive.diffusion.schedule import Schedule as Schedule
+from subjunctive.diffusion.schedule import VPLinear as VPLinear

@@ -1,0 +1,9 @@
+"""Mechanisms: ways to compute a node from its parents and its own noise."""
+
+from subjunctive.mechanisms.additive import AdditiveNoise as AdditiveNoise
+from subjunctive.mechanisms.discrete import Categorical as Categorical
+from subjunctive.mechanisms.discrete import Ordinal as Ordinal
+from subjunctive.mechanisms.flow import ConditionalFlow as ConditionalFlow
+from subjunctive.mechanisms.known import Known as Known
+from subjunctive.mechanisms.linear import LinearGaussian as LinearGaussian
+from subjunctive.mechanisms.tied import Tied as Tied
