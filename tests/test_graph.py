@@ -388,8 +388,8 @@ def test_canonical_and_latent_projection_are_inverse() -> None:
 
 def test_latent_projection_keeps_separations_and_ancestors() -> None:
     generator = np.random.default_rng(4)
-    for _ in range(25):
-        g = random_admg(generator, 7, 0.35)
+    for _ in range(15):
+        g = random_admg(generator, 6, 0.35)
         kept = [n for n in g.nodes if generator.random() < 0.6]
         small = g.latent_projection(kept)
         assert small.nodes == tuple(kept)
@@ -493,17 +493,9 @@ def test_mags_by_brute_force() -> None:
 
 
 def test_an_inducing_path_makes_a_graph_not_maximal() -> None:
-    g = Graph.parse("a <-> b <-> c <-> d; b -> d; c -> a")
-    assert not g.is_mag
-    joined = Graph(
-        g.nodes,
-        g.marks,
-        g.bidirected
-        | Graph.parse("a <-> d; b; c")
-        .subgraph("abcd")
-        .bidirected[np.ix_([0, 2, 3, 1], [0, 2, 3, 1])],
-    )
-    assert joined.is_mag
+    text = "a <-> b <-> c <-> d; b -> d; c -> a"  # Richardson and Spirtes (2002), figure 7
+    assert not Graph.parse(text).is_mag
+    assert Graph.parse(f"{text}; a <-> d").is_mag
 
 
 def test_pags() -> None:

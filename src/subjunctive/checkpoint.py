@@ -16,14 +16,15 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-SCHEMA = 1
+SCHEMA, STATE = 1, "state.json"
 Tensors = Mapping[str, Tensor]
 
 
@@ -199,9 +200,51 @@ def _swap(fresh: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def sweep(directory: Path, keep: Iterable[Path]) -> None:
-    """Remove what `write` left in a directory of directories, but for those to keep."""
-    kept, ours = set(keep), (".step-", "step-", ".best-", "best-")
-    for path in directory.iterdir():
-        if path.is_dir() and path not in kept and path.name.startswith(ours):
-            shutil.rmtree(path, ignore_errors=True)
+# A run in training --------------------------------------------------------------------------------
+
+
+def steps(directory: Path, kind: str = "step") -> dict[int, Path]:
+    """Return the checkpoints in a directory, step -> path, oldest first."""
+    found = directory.glob(f"{kind}-[0-9]*") if directory.is_dir() else ()
+    return dict(sorted((int(p.name.split("-")[1]), p) for p in found if p.is_dir()))
+
+
+def put(
+    directory: Path,
+    step: int,
+    document: Mapping[str, Any],
+    files: Mapping[str, Tensors],
+    kind: str = "step",
+) -> Path:
+    """Write the checkpoint of a step, then drop all but the last two steps and the last best."""
+    path = directory / f"{kind}-{step:09d}"
+    if not path.exists():
+        write(path, STATE, {"kind": "training", "step": step, **document}, files)
+    keep = {*list(steps(directory).values())[-2:], *list(steps(directory, "best").values())[-1:]}
+    for old in directory.iterdir():
+        ours = old.name.lstrip(".").startswith(("step-", "best-"))
+        if old.is_dir() and ours and old not in keep:
+            shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def moments(optimiser: Optimizer) -> dict[str, Tensor]:
+    """Return the tensors of an optimiser's state, by `parameter.name`."""
+    state = optimiser.state_dict()["state"]
+    return {f"{i}.{k}": torch.as_tensor(v) for i, part in state.items() for k, v in part.items()}
+
+
+def restore_moments(optimiser: Optimizer, tensors: Tensors) -> None:
+    """Put back what `moments` returned.
+
+    Raises:
+        StoreError: if a moment is not of its parameter's shape.
+    """
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, key = name.split(".")
+        if int(index) >= len(parameters) or value.shape not in ((), parameters[int(index)].shape):
+            raise StoreError(f"the optimiser's {name} is of another model's parameters")
+        state.setdefault(int(index), {})[key] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})

@@ -209,8 +209,6 @@ class Writer:
         if type(value) in (tuple, torch.Size):
             return {"$tuple": [self.write(v, f"{at}[{i}]") for i, v in enumerate(value)]}
         if isinstance(value, Graph):
-            if Graph.parse(str(value), allow_cycles=True) != value:
-                raise StoreError(f"{at}: this graph does not survive as text: {value}")
             return {"$graph": str(value)}
         return self._object(value, at)
 
@@ -334,7 +332,7 @@ class Reader:
         return _resolve(value["$name"], self.classes, at)
 
     def _graph(self, value: dict[str, Any], at: str) -> Graph:
-        return Graph.parse(value["$graph"], allow_cycles=True)
+        return Graph.parse(value["$graph"])
 
     def _tuple(self, value: dict[str, Any], at: str) -> tuple[Any, ...]:
         return tuple(self.read(v, f"{at}[{i}]") for i, v in enumerate(value["$tuple"]))

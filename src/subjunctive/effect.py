@@ -91,12 +91,13 @@ def effect(
             "counterfactual(model, rows, do) over rows that meet the condition"
         )
     with seeded(seed), evaluating(model):
-        log_weight = torch.zeros(draws)
         if condition and isinstance(model, SCM):
             noise, log_weight = model.condition(condition, draws)
         else:
-            noise = model.noise(draws)
+            noise, log_weight = model.noise(draws), None
         low, high = (model.predict(noise, {treatment: v})[outcome] for v in values)
+        if log_weight is None:
+            log_weight = torch.zeros(draws, device=low.device)
     if not bool(torch.isfinite(log_weight).any()):
         raise ValueError(
             f"no draw meets the condition {condition}; it has no density under the model"

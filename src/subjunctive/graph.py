@@ -17,17 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from subjunctive import graph_draw, graph_io, marks
-from subjunctive.marks import (
-    ARROW,
-    CIRCLE,
-    NONE,
-    TAIL,
-    Bools,
-    Marks,
-    NodeKind,
-    checked,
-    checked_kinds,
-)
+from subjunctive.marks import ARROW, CIRCLE, NONE, TAIL, Bools, Marks, NodeKind, checked
 from subjunctive.variable import known
 
 Names = str | Iterable[str]
@@ -72,14 +62,8 @@ class Graph:
         allow_cycles: bool = False,
     ) -> None:
         names = tuple(nodes)
-        for name in names:
-            if not isinstance(name, str) or not name:
-                raise ValueError(f"a node's name is a non-empty string, got {name!r}")
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"two nodes are called {twice!r}; rename one")
-        m, b = checked(names, marks, bidirected)
-        self.__dict__.update(nodes=names, marks=m, bidirected=b, kinds=checked_kinds(names, kinds))
+        m, b, k = checked(names, marks, bidirected, kinds)
+        self.__dict__.update(nodes=names, marks=m, bidirected=b, kinds=k)
         if not allow_cycles and not self._has_other_edges:
             self._refuse_cycle()
 
@@ -136,10 +120,12 @@ class Graph:
         found = marks.edges(self.marks, self.bidirected)
         return tuple((self.nodes[i], mark, self.nodes[j]) for i, mark, j in found)
 
-    @property
+    @cached_property
     def adjacency(self) -> Bools:
-        """The directed edges: `adjacency[i, j]` is i -> j."""
-        return marks.directed(self.marks)
+        """The directed edges: `adjacency[i, j]` is i -> j; read-only."""
+        found = marks.directed(self.marks)
+        found.setflags(write=False)
+        return found
 
     @property
     def undirected(self) -> Bools:
@@ -274,7 +260,7 @@ class Graph:
         (True, False)
 
         Raises:
-            ValueError: if the sets overlap, the graph has a cycle, or no DAG or MAG has its marks.
+            ValueError: if sets overlap, a cycle stands, or no DAG or MAG has these marks.
         """
         sets = start, end, z = [self._mask(s, "m_separated()") for s in (a, b, given)]
         if (np.sum(sets, axis=0) > 1).any():
@@ -382,8 +368,8 @@ class Graph:
 
     @property
     def _has_other_edges(self) -> bool:
-        directed = self.adjacency
-        return bool((self.skeleton & ~(directed | directed.T | self.bidirected)).any())
+        known_ends = self.adjacency | self.adjacency.T | self.bidirected
+        return bool((self.skeleton & ~known_ends).any())
 
     def _refuse_cycle(self) -> None:
         if self._cycle:

@@ -58,7 +58,7 @@ def draw(
 ) -> Axes:
     """Draw the graph with matplotlib and return the axes.
 
-    Latent nodes are grey and dashed, selection nodes doubly framed, context nodes square;
+    Latent nodes are grey and dashed, selection nodes thickly framed, context nodes square;
     bidirected edges are dashed curves.
 
     Args:
@@ -87,19 +87,7 @@ def draw(
     ax.set_axis_off()
     frames = {}
     for name, kind, text in zip(graph.nodes, graph.kinds, texts, strict=True):
-        style = {"observed": "round", "selection": "round4", "context": "square"}.get(kind, "round")
-        frame = {
-            "boxstyle": f"{style},pad=0.35",
-            "facecolor": "0.88" if kind == "latent" else "white",
-            "edgecolor": "0.45" if kind == "latent" else "black",
-            "linestyle": "dashed" if kind == "latent" else "solid",
-            "linewidth": 2.0 if kind == "selection" else 1.0,
-        }
-        label = ax.text(
-            *place[name], text, ha="center", va="center", fontsize=fontsize, bbox=frame, zorder=2
-        )
-        label.set_parse_math(False)
-        frames[name] = label.get_bbox_patch()
+        frames[name] = _label(ax, place[name], text, kind, fontsize)
     for a, mark, b in graph.edges:
         both = mark == "<->"
         arrow = FancyArrowPatch(
@@ -118,6 +106,22 @@ def draw(
         )
         ax.add_patch(arrow)
     return ax
+
+
+def _label(ax: Axes, at: Position, text: str, kind: str, fontsize: float) -> Any:
+    """Write a node's label and return its frame."""
+    style = {"selection": "round4", "context": "square"}.get(kind, "round")
+    latent = kind == "latent"
+    frame = {
+        "boxstyle": f"{style},pad=0.35",
+        "facecolor": "0.88" if latent else "white",
+        "edgecolor": "0.45" if latent else "black",
+        "linestyle": "dashed" if latent else "solid",
+        "linewidth": 2.0 if kind == "selection" else 1.0,
+    }
+    label = ax.text(*at, text, ha="center", va="center", fontsize=fontsize, bbox=frame, zorder=2)
+    label.set_parse_math(False)
+    return label.get_bbox_patch()
 
 
 def _half(text: str) -> float:

@@ -29,7 +29,7 @@ _TEXT = re.compile(
     |(?P<quoted>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
     |(?P<kind>(?<=\s)\[(?:observed|latent|selection|context)\](?=[\s,;\#]|$))
     |(?P<edge>(?<!\S)[o<]?--?[o>]?(?!\S)|<--?>?|--?>|--)
-    |(?P<name>(?:\[[^\]\n]*\]|(?!<-|->|--)[^\s,;\#])+)
+    |(?P<name>(?!["'])(?:\[[^\]\n]*\]|(?!<-|->|--)[^\s,;\#])+)
     |(?P<bad>.)""",
     re.VERBOSE | re.DOTALL,
 )
@@ -159,7 +159,7 @@ def to_text(graph: Graph) -> str:
 
 def _quote(name: str, always: bool = False) -> str:
     """Return the name, in quotes unless it reads as one bare name."""
-    token = _TEXT.match(name)
+    token = _TEXT.match(f" {name}", 1)
     if not always and token and token.lastgroup == "name" and token.group() == name:
         return name
     escaped = name.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from subjunctive.cfactors import Hedge, conditional, factor
-from subjunctive.estimand import Estimand, Prob, Product, Renamed, product, ratio, total
+from subjunctive.estimand import Estimand, Prob, Renamed, product, ratio, total
 from subjunctive.graph import Graph, Names
 from subjunctive.variable import known
 
@@ -42,6 +42,10 @@ class Identification:
         assumptions: what the answer rests on; where not identified, what would identify it.
         reason: why not, naming the hedge.
         estimand: the formula as a tree, `estimand.evaluate(table)`.
+
+    Example:
+        >>> print(identify(Graph.parse("x -> m -> y; x <-> y"), "y", "x"))
+        identified (frontdoor): sum_{m} P(m | x) sum_{x'} P(y | x', m) P(x'); assuming...
     """
 
     identified: bool
@@ -68,7 +72,7 @@ def identify(
     treatment: Names,
     given: Names = (),
     rung: int = 2,
-    observed: Iterable[str] | None = None,
+    observed: Names | None = None,
     functional_form: bool = False,
 ) -> Identification:
     """Return whether a query is identified, by which formula, under which assumptions.
@@ -103,22 +107,17 @@ def identify(
     if rung not in (1, 2, 3):
         raise ValueError(f"rung is 1 (see), 2 (do) or 3 (imagine), got {rung!r}")
     hidden = graph.of_kind("latent")
-    seen = [n for n in graph.nodes if n not in hidden] if observed is None else list(observed)
-    y, x, z = (_nodes(graph, names) for names in (outcome, treatment, given))
+    seen = [n for n in graph.nodes if n not in hidden] if observed is None else observed
+    y, x, z, seen = (_nodes(graph, names) for names in (outcome, treatment, given, seen))
     if not y:
         raise ValueError("identify() needs an outcome")
     if set(x) & set(y) or (rung < 3 and set(z) & {*x, *y}):
         raise ValueError(f"outcome, treatment and given must be disjoint, got {y}, {x}, {z}")
-    for name in seen:
-        known(name, graph.nodes, "observed")
     for name in (*y, *x, *z):
         if name not in seen:
             return Identification(False, reason=f"{name!r} is not observed")
-    selected = graph.of_kind("selection")
-    if selected:
-        return Identification(
-            False, reason=f"the rows are selected by {', '.join(selected)}: no rule here covers it"
-        )
+    if selected := ", ".join(graph.of_kind("selection")):
+        return Identification(False, reason=f"rows are selected by {selected}: no rule covers it")
     g = graph.latent_projection(seen)
     if rung == 1 or not x:
         return _found("conditioning", Prob(y, _sorted(g, {*x, *z} - set(y))))
@@ -225,9 +224,11 @@ def _counterfactual(g: Graph, y: Nodes, x: Nodes, z: Nodes, form: bool) -> Ident
     """Return the identification of P(y_x | z), with the evidence z in the factual world."""
     below = set(g.descendants(x))
     y = tuple(n for n in y if n in below or n not in z)  # the evidence tells the others
+    names = _primes(g, [n for n in x if n in z])
+    if not y:
+        return Identification(True, "the factual value", "no path", assumptions=(_GRAPH,))
     if not below & set(y):
-        found = _found("no path", Prob(y, z) if y else Product(()))
-        return found if y else replace(found, formula="the factual value", estimand=None)
+        return _found("no path", Renamed(Prob(y, z), names))
     worlds, real, other = _twin(g, x)
     ends = [other.get(n, real[n]) for n in y]
     for name in z:  # evidence that tells nothing of y_x
@@ -237,7 +238,7 @@ def _counterfactual(g: Graph, y: Nodes, x: Nodes, z: Nodes, form: bool) -> Ident
     before = tuple(n for n in z if n not in below and n not in x)
     if before == z:
         return _effect(g, y, x, z)
-    names = _primes(g, [n for n in x if n in z])
+    names = tuple(pair for pair in names if pair[0] in z)
     asked = {real[n] for n in (*x, *z) if n not in before}
     near = set(g.ancestors((*x, *y, *z))) - {*y, *below}
     maybe = [n for n in g.order if n in near]
@@ -263,7 +264,7 @@ def _unit(g: Graph, y: Nodes, x: Nodes, z: Nodes, form: bool) -> Identification:
             return Identification(
                 False,
                 reason=f"no rule here identifies {asked}: {a} and {b} have a latent common cause, "
-                "so that knowing the form of the mechanisms does not suffice either",
+                "so that the form of the mechanisms may not suffice either",
             )
     if form:
         return Identification(True, "", "functional form", assumptions=(_GRAPH, _FORM))

@@ -31,13 +31,23 @@ def cycle_error(cycle: Sequence[str]) -> ValueError:
 
 
 def checked(
-    names: Sequence[str], marks: ArrayLike | None, bidirected: ArrayLike | None
-) -> tuple[Marks, Bools]:
-    """Return read-only marks and bidirected edges of `names` that agree with each other.
+    names: Sequence[str],
+    marks: ArrayLike | None,
+    bidirected: ArrayLike | None,
+    kinds: Mapping[str, NodeKind] | Sequence[NodeKind] | None,
+) -> tuple[Marks, Bools, tuple[NodeKind, ...]]:
+    """Return read-only marks and bidirected edges that agree with each other, and a kind a name.
 
     Raises:
-        ValueError: for wrong shapes and codes, one-sided edges, and a node joined to itself.
+        ValueError: for empty or equal names, wrong shapes and codes, one-sided edges, a node joined
+            to itself, and an unknown kind.
     """
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"a node's name is a non-empty string, got {name!r}")
+    for name in names if len(set(names)) < len(names) else ():
+        if names.count(name) > 1:
+            raise ValueError(f"two nodes are called {name!r}; rename one")
     n = len(names)
     m = np.zeros((n, n), np.int8) if marks is None else np.array(marks)
     b = np.zeros((n, n), bool) if bidirected is None else np.array(bidirected).astype(bool)
@@ -56,14 +66,13 @@ def checked(
         raise ValueError(f"{names[i]!r} <-> {names[j]!r} can stand beside a directed edge only")
     m.setflags(write=False)
     b.setflags(write=False)
-    return m, b
+    return m, b, _checked_kinds(names, {} if kinds is None else kinds)
 
 
-def checked_kinds(
-    names: Sequence[str], kinds: Mapping[str, NodeKind] | Sequence[NodeKind] | None
+def _checked_kinds(
+    names: Sequence[str], kinds: Mapping[str, NodeKind] | Sequence[NodeKind]
 ) -> tuple[NodeKind, ...]:
-    """Return one known kind a node; "observed" where none is given."""
-    kinds = {} if kinds is None else kinds
+    """Return one known kind a node; "observed" where a mapping gives none."""
     if isinstance(kinds, Mapping):
         for name in kinds:
             known(name, names, "kinds")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from subjunctive.graph import Graph
-from subjunctive.intervention import Intervention, as_do
+from subjunctive.intervention import Checked, Intervention, Then, as_do
 from subjunctive.mechanism import Noise, seeded
 from subjunctive.scm import Model
 from subjunctive.variable import Batch, Variable, known
@@ -94,7 +94,8 @@ class Answer(Mapping[str, Tensor]):
         draws = self.draws[node]
         if len(draws) < 2:
             raise ValueError("an interval needs draws: ask counterfactual(..., draws=100)")
-        value, order = draws.to(torch.get_default_dtype()).sort(0)
+        number = draws if draws.is_floating_point() else draws.to(torch.get_default_dtype())
+        value, order = number.sort(0)
         weights = self.weights.to(draws.device)
         weights = weights.reshape(*weights.shape, *[1] * (draws.dim() - 2)).expand_as(value)
         mass = weights.gather(0, order).cumsum(0)
@@ -143,7 +144,11 @@ class Intervened:
         return self.model.noise(n)
 
     def abduct(self, evidence: Any) -> Noise:
-        """Explain evidence that was collected under the intervention.
+        """Explain evidence that was collected under the intervention: `explain` without weights."""
+        return self.explain(evidence)[0]
+
+    def explain(self, evidence: Any) -> tuple[Noise, Tensor | None]:
+        """Explain evidence that was collected under the intervention, with the draws' log-weights.
 
         Raises:
             ValueError: for a soft intervention, whose inverse is not stated.
@@ -154,13 +159,23 @@ class Intervened:
                 f"evidence under a soft intervention on {soft} cannot be explained; abduct "
                 "with the model itself, or build an SCM with the changed mechanism"
             )
-        noise = dict(self.model.abduct(evidence))
+        explain = getattr(self.model, "explain", None)
+        noise, weight = explain(evidence) if explain else (self.model.abduct(evidence), None)
+        if self.do and not (isinstance(noise, dict) and set(self.do) <= set(noise)):
+            raise ValueError(
+                f"the noise of {type(self.model).__name__} is not kept by node, so that evidence "
+                "under an intervention cannot be explained; abduct with the model itself"
+            )
+        if not self.do:
+            return noise, weight
         fresh = self.model.noise(len(Batch.of(evidence, list(self.variables.values()))))
-        return noise | {n: fresh[n] for n in self.do}
+        return noise | {n: fresh[n] for n in self.do}, weight
 
     def predict(self, noise: Noise, do: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
         """Compute every node; a further `do` acts on top of this one."""
-        return self.model.predict(noise, self.do | dict(do or {}))
+        further = as_do(do or {}, self.variables)
+        both = {n: Then(self.do[n], i) if n in self.do else i for n, i in further.items()}
+        return self.model.predict(noise, Checked({**self.do, **both}))
 
     @torch.no_grad()
     def sample(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
@@ -255,6 +270,7 @@ def counterfactual(
 
     Example:
         >>> from subjunctive.mechanisms.linear import LinearGaussian
+        >>> from subjunctive.scm import SCM
         >>> t = Variable("t")
         >>> model = SCM(Graph.parse("t -> y"), {"t": LinearGaussian(t),
         ...                                     "y": LinearGaussian(Variable("y"), [t])})
@@ -287,6 +303,12 @@ def _answer(
         raise ValueError("counterfactual() needs at least one intervention; use {} for none")
     batch = Batch.of(evidence, list(model.variables.values()))
     checked = [as_do(do, model.variables) for do in dos]
+    for name, act in ((n, i) for do in checked for n, i in do.items()):
+        if act.length not in (None, len(batch)):
+            raise ValueError(
+                f"do() gives {name!r} {act.length} values for {len(batch)} rows of evidence; "
+                "give one, or one a row"
+            )
     found = [_identified(model, do) for do in checked]
     rows = torch.arange(len(batch)).repeat_interleave(draws)
     pieces: list[list[dict[str, Tensor]]] = [[] for _ in checked]
@@ -297,8 +319,11 @@ def _answer(
             part = batch[index]
             noise, weight = explain(part) if explain else (model.abduct(part), None)
             weights.append(weight)
+            luck = int(torch.randint(2**62, ()))  # stochastic interventions draw alike in each do
             for piece, do in zip(pieces, checked, strict=True):
-                piece.append(model.predict(noise, {n: i.rows(index) for n, i in do.items()}))
+                with seeded(luck):
+                    own = Checked({n: i.rows(index) for n, i in do.items()})
+                    piece.append(model.predict(noise, own))
     known_weights = [w for w in weights if w is not None]
     log_weight = None
     if len(known_weights) == len(weights) and any(bool(w.any()) for w in known_weights):

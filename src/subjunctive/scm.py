@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from subjunctive.completion import Completion, Encoder, complete
 from subjunctive.graph import Graph
-from subjunctive.intervention import as_do
+from subjunctive.intervention import act, as_do
 from subjunctive.mechanism import Density, Mechanism, Noise, draw, seeded, where
-from subjunctive.variable import Batch, Variable
+from subjunctive.variable import Batch, Variable, known
 
 
 @runtime_checkable
@@ -87,8 +87,7 @@ class SCM(nn.Module):
         self.register_buffer("origin", torch.zeros(()), persistent=False)
         if encoder is not None:
             for name in (*encoder.nodes, *encoder.inputs):
-                if name not in graph.nodes:
-                    raise ValueError(f"the encoder names unknown node {name!r}")
+                known(name, graph.nodes, "the encoder")
 
     @property
     def mechanisms(self) -> dict[str, Mechanism]:
@@ -106,10 +105,7 @@ class SCM(nn.Module):
         batch = Batch.of(data, list(self.variables.values())).to(self.origin.device)
         values = dict(batch.values)
         for name, value in batch.values.items():
-            if name not in self.variables:
-                raise KeyError(
-                    f"evidence names unknown node {name!r}; the graph has {self.graph.nodes}"
-                )
+            known(name, self.variables, "evidence")
             variable = self.variables[name]
             if tuple(value.shape[1:]) != variable.shape:
                 raise ValueError(
@@ -164,13 +160,14 @@ class SCM(nn.Module):
                 name: str = name,
                 variable: Variable = variable,
             ) -> Tensor:
-                own = mechanism or mechanisms[name]
+                own = mechanisms[name] if mechanism is None else mechanism
                 u = noise[name] if keep_noise else draw(own.prior(), rows)
                 return variable.restore(own(u, {p.name: inner[p.name] for p in own.parents}))
 
             if name in interventions:
                 seen = {p: outer[p] for p in parents}
-                value = interventions[name].apply(natural, seen, rows).to(self.origin.device)
+                value = act(interventions[name], variable, natural, seen, rows)
+                value = value.to(self.origin.device)
                 outer[name] = value if variable.discrete else value.to(self.origin.dtype)
                 inner[name] = variable.standardise(outer[name])
             else:
@@ -209,13 +206,13 @@ class SCM(nn.Module):
                 noise[name] = mechanism.abduct(values[name], parents)
                 continue
             u = draw(mechanism.prior(), len(batch))
-            x = mechanism(u, parents)
             if bool(explained.any()):
                 rows = {p: v[explained] for p, v in parents.items()}
-                found = mechanism.abduct(values[name][explained], rows)
-                u = _scatter(u, found, explained)
-                x = where(explained, values[name], x)
-            noise[name], values[name] = u, x
+                u = _scatter(u, mechanism.abduct(values[name][explained], rows), explained)
+            if self.graph.children(name):
+                x = mechanism(u, parents)
+                values[name] = where(explained, values[name], x) if name in values else x
+            noise[name] = u
         return noise, completion.log_weight
 
     def condition(self, given: Mapping[str, Any], n: int) -> tuple[dict[str, Noise], Tensor]:
@@ -226,10 +223,10 @@ class SCM(nn.Module):
         Returns:
             the noise and its log-weights `(n,)`, not normalised.
         """
-        clamped = {
-            k: v.repeat(n, *[1] * (v.dim() - 1))
-            for k, v in self.standard(self.batch(dict(given))).items()
-        }
+        row = self.batch(dict(given))
+        if len(row) != 1:
+            raise ValueError(f"condition() needs one value a node, got {len(row)} rows")
+        clamped = {k: v.expand(n, *v.shape[1:]) for k, v in self.standard(row).items()}
         values: dict[str, Tensor] = {}
         noise: dict[str, Noise] = {}
         log_weight = torch.zeros(n, device=self.origin.device, dtype=self.origin.dtype)
@@ -331,7 +328,9 @@ class SCM(nn.Module):
         for name, drawn in done.inferred.items():
             if self.variables[name].discrete and bool(drawn.any()):
                 cost = torch.stack([t.detach() for t in terms.values()]).sum(0)
-                score = (cost - cost[drawn].mean()) * done.log_q[name]
+                rest = torch.where(drawn, cost, zero).sum() - cost
+                baseline = rest / max(int(drawn.sum()) - 1, 1) * (int(drawn.sum()) > 1)
+                score = (cost - baseline) * done.log_q[name]
                 terms[f"{name}.score"] = torch.where(drawn, score - score.detach(), zero)
         return terms
 

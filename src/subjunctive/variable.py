@@ -107,10 +107,11 @@ class Variable:
         """Turn labels, numbers or arrays into a tensor in the user's units.
 
         Raises:
-            ValueError: for a category that the variable does not have, or a code out of range.
+            ValueError: for a category that the variable does not have, a code out of range, or what
+                is no number.
         """
         if not self.discrete:
-            return value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+            return value if isinstance(value, Tensor) else self._numbers(value)
         array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
         if array.dtype.kind in "OUS":
             code = {c: i for i, c in enumerate(self.categories)}
@@ -133,6 +134,19 @@ class Variable:
             )
         return codes.to(value.device) if isinstance(value, Tensor) else codes
 
+    def _numbers(self, value: Any) -> Tensor:
+        try:
+            array = np.asarray(value)
+            array = array.astype(float) if array.dtype.kind == "O" else array
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.name!r} needs numbers: {error}") from error
+        if array.dtype.kind not in "fiub":
+            raise ValueError(
+                f"{self.name!r} is continuous and needs numbers, got {array.ravel()[:3]}; convert "
+                "them, or give the Variable kind='categorical' and its categories"
+            )
+        return torch.as_tensor(array if array.flags.writeable else array.copy())
+
     def standardise(self, value: Tensor) -> Tensor:
         """Turn a value in the user's units into what a mechanism sees."""
         return value.long() if self.discrete else (value - self.loc) / self.scale
@@ -145,7 +159,7 @@ class Variable:
         """Return this variable with `loc`, `scale`, `low` and `high` of the seen values.
 
         Raises:
-            ValueError: if no value was seen, or all seen values are the same.
+            ValueError: if no value was seen, all seen values are the same, or one is not finite.
         """
         values = values if seen is None else values[seen]
         if not len(values):
@@ -153,10 +167,15 @@ class Variable:
                 f"{self.name!r} has no seen value; leave it out of the data or the graph"
             )
         if self.discrete:
-            if len(values.unique()) < 2:
+            if len(self.encode(values).unique()) < 2:
                 raise ValueError(f"{self.name!r} has one category in all rows; drop it")
             return self
         values = values.double()
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError(
+                f"{self.name!r} has NaN or infinite values in rows that are not declared missing; "
+                "mask them: fit(values, seen)"
+            )
         low, high = float(values.min()), float(values.max())
         if low == high:
             raise ValueError(f"{self.name!r} is constant ({low}); drop it")

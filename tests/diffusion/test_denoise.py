@@ -72,6 +72,17 @@ def test_inputs_and_edm_targets_have_unit_variance(schedule):
     torch.testing.assert_close(of_x**2 * d**2 + of_e**2, one)
 
 
+def test_a_wiener_input_is_the_best_linear_estimate(schedule):
+    d, t = 0.7, torch.linspace(0, 1, 20, dtype=torch.float64)
+    x, e = torch.randn(2, 20, 50_000, dtype=torch.float64)
+    x_t = schedule.alpha(t)[:, None] * d * x + schedule.sigma(t)[:, None] * e
+    slope = (d * x * x_t).mean(1) / x_t.square().mean(1)
+    c_in, *rest = Denoiser(Says(None), schedule, "edm", d, wiener=True).coefficients(t)
+    torch.testing.assert_close(c_in, slope, rtol=0, atol=0.02)
+    plain = Denoiser(Says(None), schedule, "edm", d).coefficients(t)[1:]
+    assert all(torch.equal(a, b) for a, b in zip(rest, plain, strict=True))
+
+
 def test_with_unit_variance_edm_is_velocity(schedule):
     t = torch.linspace(0, 1, 20, dtype=torch.float64)
     edm, velocity = (Denoiser(Says(None), schedule, k).coefficients(t) for k in ("edm", "velocity"))
@@ -121,6 +132,7 @@ def test_loss_is_the_weighted_error(schedule, weighting):
         denoiser.loss(x, condition, t, e), denoiser.weight(t) * error, rtol=1e-4, atol=1e-5
     )
     torch.testing.assert_close(network.given[1], schedule.log_snr(t) / 4)
+    torch.testing.assert_close(network.given[0], denoiser.coefficients(t)[0][:, None] * x_t)
     assert network.given[2] is condition
 
 

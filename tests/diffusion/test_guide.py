@@ -8,7 +8,7 @@ ABSENT = torch.zeros(1, dtype=torch.float64)
 
 
 def denoiser(x_t, t, condition):
-    """E[x_0 | x_t, c] where x_0 ~ N(0, 1) and c = x_0 + N(0, 0.5^2); c = 0 says that it is absent."""
+    """E[x_0 | x_t, c] where x_0 ~ N(0, 1) and c = x_0 + N(0, 0.5^2); c = 0 says absent."""
     a, s = (f(t)[:, None] for f in (Cosine().alpha, Cosine().sigma))
     seen = (condition != 0).to(x_t)
     return (a * x_t / s**2 + seen * condition / 0.25) / (1 + a**2 / s**2 + seen / 0.25)
@@ -45,7 +45,7 @@ def test_one_pass_and_no_more_rows_than_needed(weight, rows):
         return x
 
     guided_together(counting, torch.ones(3, 1), torch.zeros(1), weight)(
-        torch.zeros(3, 2), torch.tensor(0.5)
+        torch.zeros(3, 2), torch.full((3,), 0.5)
     )
     assert seen == rows
 

@@ -22,6 +22,7 @@ BUILDS = [
     (MLP, {"inputs": 3, "outputs": 2, "hidden": (5,), "activation": nn.Tanh, "norm": True}),
     (ConvEncoder, {"channels": 2, "size": (8, 16), "outputs": 3, "widths": (4, 6), "unshuffle": 1}),
     (UNet, {"channels": 2, "condition": 3, "width": 8, "blocks": 2, "unshuffle": 1, "size": 16}),
+    (UNet, {"channels": 1, "condition": 3, "blocks": (0, 2), "size": 8, "layout": True}),
 ]
 
 
@@ -108,6 +109,52 @@ def test_unet_hears_image_noise_and_condition_and_trains_everywhere():
     y.square().mean().backward()
     silent = [n for n, p in unet.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert silent == []
+
+
+@pytest.mark.parametrize("blocks", [2, (0, 1), (2, 1)])
+def test_unet_of_any_depth_trains_everywhere(blocks):
+    torch.manual_seed(0)
+    unet = stir(UNet(1, 1, 3, 8, blocks=blocks, size=16, layout=True, modulating=1))
+    unet(torch.randn(4, 1, 16, 16), torch.randn(4), torch.randn(4, 3)).square().mean().backward()
+    silent = [n for n, p in unet.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert silent == []
+
+
+def test_what_does_not_modulate_enters_by_the_layout_alone():
+    torch.manual_seed(0)
+    unet = stir(UNet(1, condition=3, width=8, size=16, layout=True, modulating=1)).double()
+    x, noise, c = (torch.randn(2, *s).double() for s in ((1, 16, 16), (), (3,)))
+    first, rest = c.clone(), c.clone()
+    first[:, 0] += 1
+    rest[:, 1:] += 1
+    y = unet(x, noise, c)
+    assert (unet(x, noise, rest) - y).abs().max() > 1e-4
+    nn.init.zeros_(unet.map[0].weight)
+    y = unet(x, noise, c)
+    assert torch.equal(unet(x, noise, rest), y)
+    assert (unet(x, noise, first) - y).abs().max() > 1e-4
+
+
+def test_unet_refuses_a_condition_that_could_not_enter():
+    with pytest.raises(ValueError, match=r"needs size and condition, got size=None"):
+        UNet(1, condition=3, width=8, layout=True)
+    with pytest.raises(ValueError, match=r"would ignore the rest; set layout=True"):
+        UNet(1, condition=3, width=8, modulating=1)
+
+
+@pytest.mark.parametrize("blocks", [0, (1, 0)])
+def test_unet_refuses_to_have_no_way_up(blocks):
+    with pytest.raises(ValueError, match="at least one is needed on the way up"):
+        UNet(1, width=8, blocks=blocks)
+
+
+def test_detail_skips_the_coarse_levels():
+    torch.manual_seed(0)
+    unet = stir(UNet(1, width=8))
+    x, noise = torch.randn(1, 1, 16, 16), torch.zeros(1)
+    unet.up[0].register_forward_hook(lambda module, given, made: 0 * made)
+    assert (unet(x, noise) - unet(x + 0.1, noise)).abs().max() > 1e-4
+    assert (unet(x, noise) - unet(x.roll(2, -1), noise)).abs().max() > 1e-2
 
 
 def test_rows_do_not_see_each_other():

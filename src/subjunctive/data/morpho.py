@@ -293,7 +293,7 @@ class MorphoDigits:
         chunks = [
             (pixels[i : i + 256], self.attributes) for i in range(0, max(len(pixels), 1), 256)
         ]
-        found = self._spread(strokes.measure, chunks, len(pixels), "measure")
+        found = self._spread(strokes.measure, chunks, 0.0005 * len(pixels), "measure")
         return {
             a: torch.from_numpy(np.concatenate([f[a] for f in found])).to(images)
             for a in self.attributes
@@ -323,18 +323,18 @@ class MorphoDigits:
             chunks.append((digits.astype(np.float32) / 255, row, *(c[rows] for c in columns)))
         images = torch.empty(len(index), 1, self.size, self.size)
         if chunks:
-            done = self._spread(strokes.draw_many, chunks, len(index), "render")
+            done = self._spread(strokes.draw_many, chunks, 0.004 * len(index), "render")
             images[order] = torch.from_numpy(np.concatenate(done))[:, None]
         return images.to(thickness.device)
 
     def _spread(
-        self, function: Callable[..., Any], chunks: list[Any], rows: int, what: str
+        self, function: Callable[..., Any], chunks: list[Any], seconds: float, what: str
     ) -> list[Any]:
         from joblib import Parallel, cpu_count, delayed, parallel_config
         from tqdm import tqdm
 
-        # Workers take seconds to start, so that few rows are done here.
-        workers = (self.jobs or cpu_count()) if rows > 1000 else 1
+        # Workers take seconds to start, so that what takes a few seconds is done here.
+        workers = (self.jobs or cpu_count()) if seconds > 6 else 1
         with parallel_config("loky", inner_max_num_threads=1):
             run = Parallel(n_jobs=workers, return_as="generator")
             results = run(delayed(function)(*chunk) for chunk in chunks)

@@ -144,7 +144,7 @@ def cached(
         digest.update(len(data).to_bytes(8, "big") + data)
     path = cache_directory() / f"{name}-{digest.hexdigest()[:20]}.npz"
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             return {k: held[k] for k in held.files}
     except FileNotFoundError:
         log.debug("%s is not there yet", path)
@@ -154,8 +154,8 @@ def cached(
     beside = path.with_suffix(f".{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        with beside.open("wb") as out:
+            np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
         os.replace(beside, path)
     except OSError as error:
         log.warning("%s cannot be written (%s); this run goes on without it", path, error)

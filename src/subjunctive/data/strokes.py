@@ -5,7 +5,9 @@ image exceeds half of the stroke's intensity.
 
 - **Thickness** of a region S with distance d to its boundary: `4 mean_S(d)`. For a strip of width w
   the mean distance is w/4, so that a stroke's thickness is its width; there is no skeleton, hence
-  nothing that jumps when a stroke grows smoothly.
+  nothing that jumps when a stroke grows smoothly. Distances run between the centres of cells, less
+  half a cell: exact for upright edges, 3 to 6 % narrow on oblique and curved ones. Over MNIST it
+  has the mean of, and correlation 0.99 with, twice the mean distance along the skeleton.
 - **Intensity** is the fixed point v = upper quartile of {pixels > v/2}: homogeneous of degree one,
   and blind to clipping above v, so that multiplying sets it exactly.
 - **Slant** is the angle whose tangent is `-mu_11 / mu_02` of the central moments (y points down).
@@ -67,7 +69,7 @@ def intensity(images: Array) -> Array:
         >>> intensity(bar)
         array([127.5], dtype=float32)
     """
-    ranked = -np.sort(-images.reshape(len(images), -1), axis=1)
+    ranked = -np.sort(-images.reshape(len(images), images.shape[1] ** 2), axis=1)
     rows, value = np.arange(len(images)), ranked[:, 7]
     for _ in range(8):
         value = ranked[rows, (ranked > value[:, None] / 2).sum(1) // 4]

@@ -72,7 +72,6 @@ def guided_together(
     both = torch.cat([condition, absent])
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        t = t.expand(len(x_t))
         with_it, without = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
         return _extrapolate(with_it, without, weight)
 

@@ -19,7 +19,7 @@ step misses x_s, and misses add up. Here that x_t is only the first guess for so
 so the round trip is exact up to the solver's tolerance, whatever the number of steps.
 
 **Stochastic.** With eta > 0 part of the noise estimate is replaced by a draw z of its own,
-`x_s = mean(x_t, D) + std z`. A path x_1, ..., x_0 drawn from q( . | x_0) then determines
+`x_s = mean(x_t, D) + std z`. A path of x_t drawn from q( . | x_0) then determines every
 `z = (x_s - mean(x_t, D)) / std`: noise that reproduces x_0 exactly, however good D is.
 """  # noqa: E501
 
@@ -42,7 +42,7 @@ from subjunctive.diffusion.solve import solve
 
 @dataclass(frozen=True)
 class Level:
-    """The numbers of a schedule at one time; `scale` is the standard deviation of x_t."""
+    """The numbers of a schedule at one time."""
 
     t: float
     alpha: float
@@ -53,6 +53,12 @@ class Level:
     def scale(self) -> float:
         """Return the standard deviation of x_t."""
         return math.hypot(self.alpha * self.sigma_data, self.sigma)
+
+    def since(self, first: Level) -> Level:
+        """Return what has been kept and what noise has been added since a less noisy level."""
+        kept = self.alpha / first.alpha
+        added = math.sqrt(max(self.sigma**2 - (kept * first.sigma) ** 2, 0.0))
+        return Level(self.t, kept, added, self.sigma_data)
 
     def denoise(self, denoise: Denoise, x: Tensor) -> Tensor:
         """Return the estimate of the data for rows x that are as noisy as this level."""
@@ -239,15 +245,17 @@ class DDIM(Sampler):
     @torch.no_grad()
     def _explain(self, denoise: Denoise, x_0: Tensor) -> dict[str, Tensor]:
         levels, draws = self.levels(), []
-        x = levels[0].alpha * x_0 + levels[0].sigma * torch.randn_like(x_0)
+        first = levels[-1].alpha * x_0  # carries the last level's noise, as all samples do
+        path = [level.since(levels[-1]) for level in levels]
+        x = path[0].alpha * first + path[0].sigma * torch.randn_like(first)
         start = x / levels[0].scale
-        for t, s in pairwise(levels):
+        for (t, s), (p, q) in zip(pairwise(levels), pairwise(path), strict=True):
             if s is levels[-1]:
-                ahead = s.alpha * x_0
+                ahead = first
             elif self.independent:
-                ahead = s.alpha * x_0 + s.sigma * torch.randn_like(x)
+                ahead = q.alpha * first + q.sigma * torch.randn_like(x)
             else:
-                mean, std = self._mean(x, x_0, t, s)
+                mean, std = self._mean(x, first, p, q)
                 ahead = mean + std * torch.randn_like(x)
             mean, std = self._mean(x, t.denoise(denoise, x), t, s)
             draws.append((ahead - mean) / std)

@@ -16,10 +16,11 @@ second, abduction runs the sampler backward. One denoiser serves both. Its loss 
     + KL(q(c | x) || N(0, I)),
 
 in nats an entry of x. The KL makes a code that repeats what the parents say a waste: what they
-know is cheaper to take from them. So that nothing tips this balance, the code learns from the rows
-at t = 1 alone, whose loss and the KL are an ELBO. In a share `drop` of the rows the parents are declared absent, so
-that the intervention can be given a strength at inference: with guidance w the estimate is
-`D(absent) + w (D(pa) - D(absent))`.
+know is cheaper to take from them. In a share `drop` of the rows the parents are declared absent, so
+that an intervention can be given a strength at inference: with guidance w the estimate is
+`D(absent) + w (D(pa) - D(absent))`. So that nothing tips the balance between code and parents, the
+code learns from the rows alone that have both the parents and t = 1, whose terms are an ELBO (with
+`anchor=0`, from all rows that have the parents).
 """
 
 from __future__ import annotations
@@ -179,7 +180,9 @@ class Diffusion(Mechanism):
         noise = torch.randn_like(x)
         noisy = torch.where(column(last, x), noise, column(alpha, x) * x + column(sigma, x) * noise)
         if code is not None:
-            code = torch.where(last[:, None], code, code.detach())
+            taught = (keep[:, 0] > 0) & (last | (self.anchor == 0))
+            code = torch.where(taught[:, None], code, code.detach())
+            terms["kl"] = torch.where(taught, terms["kl"], 0.0)
         error = self.denoiser(noisy, t, self.condition(parents, code, keep)) - x
         square = error.square().reshape(rows, -1).mean(1)
         nll = (

@@ -125,6 +125,7 @@ class CausalDiffAE:
             attention=False,
             size=(height, across),
             layout=True,
+            modulating=condition_width(parents, 0),
         )
         denoiser = Denoiser(network, schedule or Cosine(), sigma_data=0.7, wiener=True)
         encoder = ConvEncoder(

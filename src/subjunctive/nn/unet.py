@@ -122,10 +122,13 @@ class UNet(nn.Module):
         dropout: probability of dropping an activation within a block.
         size: height and width in pixels, if known: checked at once instead of at the first call.
         layout: whether the condition also enters as a map at the coarsest level; needs `size`.
+        modulating: how many leading entries of the condition scale and shift channels; all if not
+            given. The others enter by the layout alone.
 
     Raises:
         ValueError: if height or width is not a multiple of `unshuffle * 2 ** (levels - 1)`, or the
-            condition is not of the stated width, or `layout` has no size or condition.
+            condition is not of the stated width, or `layout` has no size or condition, or what does
+            not modulate has no layout to enter by, or there is no block on the way up.
 
     Example:
         >>> unet = UNet(1, condition=3, width=8)
@@ -146,25 +149,36 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         size: int | tuple[int, int] | None = None,
         layout: bool = False,
+        modulating: int | None = None,
     ) -> None:
         super().__init__()
         self.channels, self.outputs, self.condition = channels, outputs, condition
         self.width, self.multipliers, self.blocks = width, tuple(multipliers), blocks
         self.attention, self.unshuffle, self.dropout = attention, unshuffle, dropout
-        self.size, self.layout = size, layout
+        self.size, self.layout, self.modulating = size, layout, modulating
         self.multiple = unshuffle * 2 ** (len(self.multipliers) - 1)
         if size is not None:
             self._check((size, size) if isinstance(size, int) else size)
+        if modulating is not None and not (modulating == condition or layout):
+            raise ValueError(
+                f"UNet with modulating={modulating} of condition={condition} would ignore the "
+                "rest; set layout=True"
+            )
         widths, e = [width * m for m in self.multipliers], 4 * width
         self.sines = Sines(32)
         self.embed = nn.Sequential(
-            nn.Linear(32 + condition, e), nn.SiLU(), nn.Linear(e, e), nn.SiLU()
+            nn.Linear(32 + (condition if modulating is None else modulating), e),
+            nn.SiLU(),
+            nn.Linear(e, e),
+            nn.SiLU(),
         )
         self.stem = nn.Sequential(
             nn.PixelUnshuffle(unshuffle), nn.Conv2d(channels * unshuffle**2, width, 3, padding=1)
         )
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         falling, rising = (blocks, blocks) if isinstance(blocks, int) else blocks
+        if rising < 1 or falling < 0:
+            raise ValueError(f"UNet has blocks={blocks}; at least one is needed on the way up")
         for i, w in enumerate(widths):
             finer = widths[max(i - 1, 0)]
             plain = nn.Conv2d(finer, w, 3, padding=1) if i else nn.Identity()
@@ -206,7 +220,10 @@ class UNet(nn.Module):
                 f"UNet was built with condition={self.condition} and got a condition of width "
                 f"{found}; build it with condition={found}"
             )
-        e = self.embed(e if condition is None else torch.cat([e, condition.to(e)], dim=1))
+        if condition is not None:
+            condition = condition.to(e)
+            e = torch.cat([e, condition[:, : self.modulating]], dim=1)
+        e = self.embed(e)
         h, kept = self.stem(x), []
         for i, stage in enumerate(self.down):
             h = F.avg_pool2d(h, 2) if i else h

@@ -1,0 +1,162 @@
+"""Keep what a proof or benchmark measured, and write `docs/proof.md` from all that was kept.
+
+A run calls `Record(...)`, adds rows and claims, and saves `benchmarks/results/<name>.json`: command,
+seeds, versions, machine, and a hash of the package's code that it ran on (the syntax trees of the
+modules it imported, without docstrings, so that a changed comment does not make a proof stale).
+
+    python benchmarks/record.py          writes docs/proof.md anew; stale results are marked
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import platform
+import statistics
+import sys
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, PAGE, SOURCE = ROOT / "benchmarks" / "results", ROOT / "docs" / "proof.md", ROOT / "src"
+VERSIONS = ("subjunctive", "torch", "zuko", "numpy", "scipy", "scikit-image", "scikit-learn")
+
+
+def code_hash(modules: list[str]) -> str:
+    """Return a hash of the modules' syntax trees without docstrings, or `gone`."""
+    digest = hashlib.sha256()
+    for module in sorted(modules):
+        base = SOURCE / Path(*module.split("."))
+        path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+        if not path.exists():
+            return "gone"
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+                value = body[0].value
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    node.body = body[1:]  # type: ignore[attr-defined]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:16]
+
+
+@dataclass
+class Record:
+    """One proof: its rows, by seed, and what they claim.
+
+    Args:
+        name: of the JSON file. title, about: of its section in the page.
+        command: what reproduces it, from the repository's root.
+        method: the method's id in the list of methods, if it proves one.
+    """
+
+    name: str
+    title: str
+    about: str
+    command: str
+    method: int | None = None
+    seeds: list[int] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    claims: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    table: list[str] = field(default_factory=list)
+    group: list[str] = field(default_factory=list)
+
+    def claim(self, what: str, values: list[float], bound: float | None = None,
+              at_most: bool = True, unit: str = "") -> None:
+        """Add a figure: median and spread over seeds, and whether it keeps its bound."""
+        median = statistics.median(values)
+        holds = None if bound is None else (median <= bound if at_most else median >= bound)
+        self.claims.append({"what": what, "values": values, "median": median, "bound": bound,
+                            "at_most": at_most, "holds": holds, "unit": unit})
+
+    def save(self) -> Path:
+        """Write the JSON and the page."""
+        modules = sorted(m for m in sys.modules if m.split(".")[0] == "subjunctive")
+        kept = asdict(self) | {
+            "modules": modules,
+            "code": code_hash(modules),
+            "versions": {v: metadata.version(v) for v in VERSIONS},
+            "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python "
+                       f"{platform.python_version()}",
+        }
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        path = RESULTS / f"{self.name}.json"
+        path.write_text(json.dumps(kept, indent=1) + "\n")
+        write_page()
+        return path
+
+
+def number(value: float) -> str:
+    """Write a number with three significant digits."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def spread(values: list[float]) -> str:
+    """Write a median and the range around it."""
+    if len(values) == 1:
+        return number(values[0])
+    return f"{number(statistics.median(values))} ({number(min(values))} to {number(max(values))})"
+
+
+def section(kept: dict[str, Any]) -> list[str]:
+    """Write one result as Markdown."""
+    stale = code_hash(kept["modules"]) != kept["code"]
+    lines = [f"## {kept['title']}", "", kept["about"], ""]
+    if stale:
+        lines += ["**Stale**: the code has changed since this was measured.", ""]
+    lines += ["```", kept["command"], "```", "",
+              f"Seeds {kept['seeds']}; {kept['machine']}; code {kept['code']}; "
+              + ", ".join(f"{k} {v}" for k, v in kept["versions"].items()) + ".", ""]
+    if kept["claims"]:
+        lines += ["| what | median (range over seeds) | asked | |", "|---|---|---|---|"]
+        for c in kept["claims"]:
+            asked = "" if c["bound"] is None else f"{'≤' if c['at_most'] else '≥'} {number(c['bound'])}"
+            verdict = {True: "holds", False: "**fails**", None: ""}[c["holds"]]
+            unit = f" {c['unit']}" if c["unit"] else ""
+            lines.append(f"| {c['what']} | {spread(c['values'])}{unit} | {asked} | {verdict} |")
+        lines.append("")
+    if kept["rows"]:
+        lines += grouped(kept["rows"], kept["group"], kept["table"])
+    lines += [note + "\n" for note in kept["notes"]]
+    return lines
+
+
+def grouped(rows: list[dict[str, Any]], keys: list[str], columns: list[str]) -> list[str]:
+    """Write rows as a table: one line a combination of the keys, median and range over seeds."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[k] for k in keys), []).append(row)
+    lines = ["| " + " | ".join([*keys, *columns]) + " |", "|" + "---|" * (len(keys) + len(columns))]
+    for key, members in found.items():
+        cells = []
+        for column in columns:
+            values = [m[column] for m in members if m.get(column) is not None]
+            cells.append(spread(values) if values else "")
+        lines.append("| " + " | ".join([*map(str, key), *cells]) + " |")
+    return [*lines, ""]
+
+
+def write_page() -> None:
+    """Write `docs/proof.md` from every result."""
+    lines = [
+        "# What was measured",
+        "",
+        "Every figure below was written by the command above it, with the seeds, the versions and a "
+        "hash of the code that it ran on. Medians, with the range over seeds in brackets. What did "
+        "not come out is listed as it came out.",
+        "",
+    ]
+    for path in sorted(RESULTS.glob("*.json")):
+        lines += section(json.loads(path.read_text()))
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text("\n".join(lines).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    write_page()

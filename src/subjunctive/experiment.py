@@ -1,0 +1,153 @@
+"""An experiment as a text: which data, which model, how it is fitted.
+
+    data:
+      $class: data.morpho.MorphoDigits
+      digits: 1000
+    model:
+      $class: models.causal_diffae.CausalDiffAE
+      code: 16
+    fit:
+      steps: 1000
+
+The schema is that of a saved model (`config.py`): `$class` names a class, the other keys are its
+arguments. What the data already say need not be said twice: `graph` and `variables` of a model, and
+`variable` and `parents` of its mechanisms, are the data's where they are left out.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from subjunctive.config import from_config, to_config
+from subjunctive.mechanism import seeded
+from subjunctive.train import Fit, fit
+from subjunctive.variable import known, nearest
+
+SECTIONS = ("data", "model", "fit")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Data, a fresh model, and the arguments of `fit`."""
+
+    data: Any
+    model: nn.Module
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, **options: Any) -> Fit:
+        """Fit the model in place; `options` come before those of the text."""
+        valid = getattr(self.data, "valid", None)
+        return fit(self.model, self.data.train, **({"valid": valid} | self.options | options))
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the sections of an experiment's file.
+
+    Raises:
+        ValueError: if it is no YAML, or has a section that is none, with the nearest name.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Reads `1e-3` as a number, as JSON and people do."""
+
+    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    try:
+        config = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no sections; give {', '.join(SECTIONS)}")
+    for section, content in config.items():
+        if section not in SECTIONS:
+            hint = nearest(section, SECTIONS)
+            raise ValueError(f"{path}: unknown section {section!r}; there are {SECTIONS}.{hint}")
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: the section {section!r} holds no keys")
+    return config
+
+
+def read_data(config: Mapping[str, Any], classes: Iterable[Any] = ()) -> Any:
+    """Return the data that a config's section `data` describes.
+
+    Raises:
+        ValueError: if there is none, or it has not what a model is fitted to.
+    """
+    if "data" not in config:
+        raise ValueError("config: the section 'data' is missing; say `data: {$class: ...}`")
+    data = from_config({"data": config["data"]}, classes)["data"]
+    lack = [name for name in ("graph", "variables", "train") if not hasattr(data, name)]
+    if lack:
+        raise ValueError(f"config.data: a {type(data).__name__} has no {lack[0]!r}, so it is none")
+    return data
+
+
+def read_experiment(config: Mapping[str, Any], classes: Iterable[Any] = ()) -> Experiment:
+    """Return what a config describes, the model's weights drawn from the seed of `fit`.
+
+    Args:
+        config: the sections `data`, `model` and `fit`, as `read_yaml` returns them.
+        classes: classes from outside this package that may be named.
+
+    Raises:
+        ValueError: naming the key that is wrong and the nearest right one.
+
+    Example:
+        >>> mechanism = {"$class": "mechanisms.linear.LinearGaussian"}
+        >>> experiment = read_experiment({
+        ...     "data": {"$class": "data.tabular.Linear", "graph": "t -> y", "train": 100},
+        ...     "model": {"$class": "scm.SCM", "mechanisms": {"t": mechanism, "y": mechanism}},
+        ...     "fit": {"steps": 10},
+        ... })
+        >>> experiment.model.graph.parents("y"), experiment.run(progress=False).steps
+        (('t',), 10)
+    """
+    classes = list(classes)
+    options = config.get("fit", {})
+    allowed = [n for n in inspect.signature(fit).parameters if n not in ("model", "data")]
+    for key in options:
+        if key not in allowed:
+            raise ValueError(
+                f"config.fit.{key}: fit has no argument {key!r}; it has "
+                f"{', '.join(allowed)}.{nearest(key, allowed)}"
+            )
+    if "model" not in config:
+        raise ValueError("config: the section 'model' is missing; say `model: {$class: ...}`")
+    options = from_config({"fit": options}, classes)["fit"]
+    data = read_data(config, classes)
+    with seeded(options.get("seed", 0)):
+        model = from_config({"model": _completed(config["model"], data, classes)}, classes)["model"]
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"config.model: a {type(model).__name__} is no model")
+    return Experiment(data, model, options)
+
+
+def _completed(model: Mapping[str, Any], data: Any, classes: list[Any]) -> dict[str, Any]:
+    """Add what the data know: the graph, the variables, and each mechanism's own and parents."""
+    made = dict(model)
+    if "$class" not in made:
+        raise ValueError("config.model: '$class' is missing; it names the model's class")
+    takes = inspect.signature(from_config({"$name": made["$class"]}, classes)).parameters
+    variables = {name: to_config(v) for name, v in data.variables.items()}
+    if "graph" in takes:
+        made.setdefault("graph", {"$graph": str(data.graph)})
+    if "variables" in takes:
+        made.setdefault("variables", variables)
+    mechanisms = made.get("mechanisms")
+    if isinstance(mechanisms, dict):
+        made["mechanisms"] = whole = {}
+        for name, mechanism in mechanisms.items():
+            known(name, data.graph.nodes, "config.model.mechanisms")
+            own = {"variable": variables[name]}
+            own["parents"] = [variables[p] for p in data.graph.parents(name)]
+            whole[name] = own | mechanism if isinstance(mechanism, dict) else mechanism
+    return made

@@ -1,0 +1,10 @@
+"""Pictures: what was, what would have been, the graph, and how training went.
+
+Every function draws on the axes it is given, or on a new `matplotlib.figure.Figure`'s, and returns
+them; nothing goes through pyplot's global state. Save a picture by `axes.figure.savefig(path)`.
+"""
+
+from subjunctive.plot.curves import training as training
+from subjunctive.plot.diagram import graph as graph
+from subjunctive.plot.pictures import grid as grid
+from subjunctive.plot.pictures import title as title
