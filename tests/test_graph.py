@@ -544,6 +544,19 @@ def test_a_picture_has_every_node_and_edge(axes, text: str) -> None:
     assert sum(len(p) - 1 for p in paths) == heads
 
 
+@pytest.mark.parametrize("text", ["", "a -> b"])
+def test_a_picture_of_its_own_holds_all_labels(axes, text: str) -> None:
+    own = Graph.parse(text).draw(positions={"a": (50.0, 9.0), "b": (50.0, 8.0)})
+    assert own is not axes
+    own.figure.canvas.draw()
+    frame = own.get_window_extent()
+    for label in own.texts:
+        box = label.get_window_extent()
+        assert frame.x0 <= box.x0 <= box.x1 <= frame.x1
+        assert frame.y0 <= box.y0 <= box.y1 <= frame.y1
+    assert np.ptp(own.get_xlim()) < 10
+
+
 def test_causes_stand_above_effects_and_labels_apart(axes) -> None:
     from subjunctive.graph_draw import layout
 

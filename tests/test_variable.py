@@ -48,7 +48,7 @@ def test_columns_that_cannot_be_fitted_are_named(variable, values, seen, message
 def test_labels_and_codes_are_encoded():
     assert ARM.encode(["high", "placebo"]).tolist() == [2, 0]
     assert ARM.encode(np.array([1.0, 2.0])).tolist() == [1, 2]
-    with pytest.raises(ValueError, match="no category 'hihg'.*Did you mean 'high'"):
+    with pytest.raises(ValueError, match=r"no category 'hihg'.*Did you mean 'high'"):
         ARM.encode("hihg")
     with pytest.raises(ValueError, match="codes are integers"):
         ARM.encode(torch.tensor([0.5]))
@@ -58,7 +58,7 @@ def test_labels_and_codes_are_encoded():
 
 @pytest.mark.parametrize("value", [["a", "b"], [None, "b"], [[1.0], [1.0, 2.0]], [1j]])
 def test_what_is_no_number_is_named(value):
-    with pytest.raises(ValueError, match="'dose'.* needs numbers"):
+    with pytest.raises(ValueError, match=r"'dose'.* needs numbers"):
         DOSE.encode(value)
 
 
@@ -105,9 +105,9 @@ def test_parents_lie_side_by_side():
         [1, 1, 1, -1.0, 1, 0, 0, 4, 5, 6, 7],
     ]
     assert matrix.shape[1] == sum(v.width for v in variables)
-    assert as_matrix({"dose": values["dose"].double(), "arm": values["arm"]}, [ARM, DOSE]).dtype == (
-        torch.float64
-    )
+    assert as_matrix(
+        {"dose": values["dose"].double(), "arm": values["arm"]}, [ARM, DOSE]
+    ).dtype == (torch.float64)
 
 
 # Batches --------------------------------------------------------------------------------------
@@ -130,6 +130,18 @@ def test_a_frame_becomes_codes_and_masks():
     assert len(batch) == 3
 
 
+def test_codes_with_gaps_and_columns_without_a_value_are_read():
+    frame = pandas.DataFrame(
+        {"stage": [2.0, None, 0.0], "arm": [None, None, None], "dose": [math.nan] * 3}
+    )
+    batch = Batch.of(frame, [STAGE, ARM, DOSE])
+    assert batch.values["stage"][[0, 2]].tolist() == [2, 0]
+    assert batch.mask("stage").tolist() == [True, False, True]
+    assert not batch.mask("arm").any()
+    assert not batch.mask("dose").any()
+    assert ARM.encode(np.array([1, 2], dtype=object)).tolist() == [1, 2]
+
+
 def test_integers_with_gaps_are_numbers_too():
     frame = pandas.DataFrame({"dose": pandas.array([3, None], dtype="Int64")})
     batch = Batch.of(frame, [DOSE])
@@ -138,11 +150,11 @@ def test_integers_with_gaps_are_numbers_too():
 
 
 def test_a_frame_of_text_for_a_number_names_the_column():
-    with pytest.raises(ValueError, match="'dose'.*needs numbers"):
+    with pytest.raises(ValueError, match=r"'dose'.*needs numbers"):
         Batch.of(pandas.DataFrame({"dose": ["3 mg", "4 mg"]}), [DOSE])
-    with pytest.raises(KeyError, match="unknown node 'dsoe'.*Did you mean 'dose'"):
+    with pytest.raises(KeyError, match=r"unknown node 'dsoe'.*Did you mean 'dose'"):
         Batch.of(pandas.DataFrame({"dsoe": [3.0]}), [DOSE])
-    with pytest.raises(ValueError, match="no category 'lwo'.*Did you mean 'low'"):
+    with pytest.raises(ValueError, match=r"no category 'lwo'.*Did you mean 'low'"):
         Batch.of(pandas.DataFrame({"arm": ["lwo"]}), [ARM])
 
 

@@ -29,11 +29,13 @@ Posterior = Callable[[str, Mapping[str, Tensor]], Distribution]
 class Encoder(nn.Module, ABC):
     """What the unseen may have been: q(missing values | seen values, mask).
 
-    `nodes` are the nodes that it covers, `inputs` those that a row must have seen for it.
+    `nodes` are the nodes that it covers, `inputs` those that a row must have seen for it; `beta`
+    weighs the KL of what it draws, in the unit that the losses of the nodes below are in.
     """
 
     nodes: tuple[str, ...]
     inputs: tuple[str, ...]
+    beta: float = 1.0
 
     @abstractmethod
     def forward(self, values: Mapping[str, Tensor], seen: Mapping[str, Tensor]) -> Posterior:

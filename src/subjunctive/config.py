@@ -39,7 +39,7 @@ DTYPES: dict[str, torch.dtype] = {
     for d in vars(torch).values()
     if isinstance(d, torch.dtype) and not d.is_complex
 }
-_FACES = ("__main__", "cli", "app", "plot")
+_FACES = ("__main__", "cli", "app", "plot", "demo", "experiment")
 _DISTRIBUTIONS = (
     *("Normal", "Uniform", "Laplace", "Gumbel", "Exponential", "Gamma", "Beta", "LogNormal"),
     *("StudentT", "Poisson", "Bernoulli", "Categorical", "Independent"),
@@ -121,7 +121,7 @@ def _name_of(value: Any, at: str) -> str:
     for prefix in ("torch.nn", "torch.distributions", home.removeprefix("subjunctive.")):
         if _named(prefix).get(last) is value:
             return f"{prefix}.{last}"
-    if home.split(".")[0] in ("torch", "subjunctive") or not last.isidentifier():
+    if home.split(".")[0] in ("torch", "subjunctive", "builtins") or not last.isidentifier():
         raise StoreError(
             f"{at}: {home}.{value.__qualname__} has no name to be found under again; use a class "
             "or function that stands at the top of a module of your own or of subjunctive"
@@ -154,8 +154,12 @@ def _arguments(value: Any, at: str) -> dict[str, Any]:
     kind, given = type(value), {}
     if kind is nn.Sequential:
         return {"args": list(value)}
-    foreign = kind.__module__.startswith("torch.")
-    for name, parameter in inspect.signature(kind).parameters.items():
+    foreign = getattr(kind.__init__, "__module__", "").startswith("torch.")
+    try:
+        parameters = inspect.signature(kind).parameters
+    except ValueError as error:
+        raise StoreError(f"{at}: a {kind.__name__} cannot be written by its signature") from error
+    for name, parameter in parameters.items():
         if foreign and name in ("device", "dtype", "validate_args"):
             continue
         if foreign and name in ("probs", "logits") and vars(value).get(name) is not value._param:
@@ -317,8 +321,12 @@ class Reader:
             if p.default is p.empty and p.kind not in optional and name not in value:
                 raise StoreError(f"{at}: {cls.__name__} needs the argument {name!r}")
         given = {k: self.read(v, f"{at}.{k}") for k, v in value.items() if k[0] != "$"}
-        bound = inspect.BoundArguments(signature, {k: given[k] for k in named if k in given})  # type: ignore[arg-type]
-        made = cls.from_config(given) if own else cls(*bound.args, **bound.kwargs)
+        if own:
+            made = getattr(cls, "from_config")(given)  # noqa: B009
+        else:
+            bound = signature.bind_partial()
+            bound.arguments.update({k: given[k] for k in named if k in given})
+            made = cls(*bound.args, **bound.kwargs)
         if "$id" in value and self._shared.setdefault(value["$id"], made) is not made:
             raise StoreError(f"{at}: two objects have the $id {value['$id']!r}")
         return made

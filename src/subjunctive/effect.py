@@ -73,13 +73,21 @@ def effect(
         seed: for draws that do not touch the user's generator.
 
     Raises:
-        KeyError: for an unknown node. ValueError: if a condition leaves no weight on any draw.
+        KeyError: for an unknown node. ValueError: if a condition leaves no weight on any draw, or
+            the outcome has unordered categories.
     """
     for name in (treatment, outcome, *(given or {})):
         known(name, model.variables, "effect()")
     if draws < 2:
         raise ValueError(f"effect() needs at least 2 draws, got {draws}")
     condition = dict(given or {})
+    if treated is not None and treatment in condition:
+        raise ValueError(f"{treatment!r} is set to both; name it once")
+    if model.variables[outcome].kind == "categorical" and model.variables[outcome].width > 2:
+        raise ValueError(
+            f"{outcome!r} has {model.variables[outcome].width} unordered categories, whose codes "
+            "have no mean; compare their frequencies in intervene(model, do).sample(n)"
+        )
     if treated is not None:
         condition[treatment] = treated
     kind = "ETT" if treated is not None else "CATE" if given else "ATE"
@@ -139,6 +147,11 @@ def mediation(
         mediators = [mediators]
     for name in (treatment, outcome, *mediators):
         known(name, model.variables, "mediation()")
+    if not mediators or draws < 2:
+        raise ValueError(
+            f"mediation() needs at least one mediator and at least 2 draws, got "
+            f"{list(mediators)} and {draws}"
+        )
     if model.variables[outcome].shape:
         raise ValueError(
             f"mediation() needs a scalar outcome; {outcome!r} has shape "

@@ -1,6 +1,6 @@
 """What was seen and what is done, read from files and from text.
 
-Evidence is pictures (any format that scikit-image reads), a table (`.csv`, one column a node,
+Evidence is pictures (any format that Pillow reads), a table (`.csv`, one column a node,
 an empty cell is missing) or arrays (`.npz`, one array a node, rows first). What is done is
 `node=value`, `node+=amount` or `node*=factor`, several of them with commas between.
 """
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from subjunctive.intervention import Scale, Shift
 from subjunctive.variable import Batch, Variable, known
@@ -145,29 +144,24 @@ def _read_npz(path: Path, variables: Mapping[str, Variable]) -> Batch:
 
 def _read_picture(path: Path, variable: Variable) -> NDArray[np.float32]:
     """Return a picture `(C, H, W)` in [0, 1]: grey where the model's is, without transparency."""
-    from skimage import color, io, util
+    from PIL import Image
 
+    channels, height, width = variable.shape
+    mode = {1: "L", 3: "RGB"}.get(channels)
+    if mode is None:
+        raise ValueError(f"{variable.name!r} has {channels} channels: give it as .npz arrays")
     try:
-        pixels = util.img_as_float32(io.imread(path))
+        with Image.open(path) as file:
+            wide = file.mode.startswith("I")  # 16 bits, which have no colour
+            pixels = np.asarray(file if wide else file.convert(mode), np.float32)
     except (OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"{path} is no picture that can be read: {error}") from error
-    channels, height, width = variable.shape
-    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
-        pixels = pixels[..., :-1]
-    if pixels.ndim == 3 and pixels.shape[2] == 3 and channels == 1:
-        pixels = color.rgb2gray(pixels)
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    if pixels.shape == (height, width, 1) and channels == 3:
-        pixels = np.repeat(pixels, 3, axis=2)
+    pixels = pixels / (65535 if wide else 255)
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], channels, axis=2)
     if pixels.shape != (height, width, channels):
         raise ValueError(
-            f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels with {pixels.shape[2]} "
-            f"channels; the model's {variable.name!r} is {width} x {height} with {channels}: "
-            "crop, pad or resize it first"
+            f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels; the model's "
+            f"{variable.name!r} is {width} x {height}: crop, pad or resize it first"
         )
     return np.ascontiguousarray(np.moveaxis(pixels, -1, 0), dtype=np.float32)
-
-
-def as_arrays(values: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
-    """Return tensors as arrays, to be written as `.npz`."""
-    return {name: value.detach().cpu().numpy() for name, value in values.items()}

@@ -16,16 +16,19 @@ arguments. What the data already say need not be said twice: `graph` and `variab
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
+import pkgutil
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+import subjunctive.data
 from subjunctive.config import from_config, to_config
 from subjunctive.mechanism import seeded
 from subjunctive.train import Fit, fit
@@ -44,8 +47,8 @@ class Experiment:
 
     def run(self, **options: Any) -> Fit:
         """Fit the model in place; `options` come before those of the text."""
-        valid = getattr(self.data, "valid", None)
-        return fit(self.model, self.data.train, **({"valid": valid} | self.options | options))
+        given: dict[str, Any] = {"valid": getattr(self.data, "valid", None)}
+        return fit(self.model, self.data.train, **(given | self.options | options))
 
 
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -113,13 +116,17 @@ def read_experiment(config: Mapping[str, Any], classes: Iterable[Any] = ()) -> E
     """
     classes = list(classes)
     options = config.get("fit", {})
-    allowed = [n for n in inspect.signature(fit).parameters if n not in ("model", "data")]
+    takes = dict(inspect.signature(fit).parameters)
+    allowed = [name for name in takes if name not in ("model", "data")]
     for key in options:
         if key not in allowed:
             raise ValueError(
                 f"config.fit.{key}: fit has no argument {key!r}; it has "
                 f"{', '.join(allowed)}.{nearest(key, allowed)}"
             )
+        number = re.search(r"\b(int|float)\b", str(takes[key].annotation))
+        if number and isinstance(options[key], str | list | dict):
+            raise ValueError(f"config.fit.{key}: {options[key]!r} is no number")
     if "model" not in config:
         raise ValueError("config: the section 'model' is missing; say `model: {$class: ...}`")
     options = from_config({"fit": options}, classes)["fit"]
@@ -151,3 +158,33 @@ def _completed(model: Mapping[str, Any], data: Any, classes: list[Any]) -> dict[
             own["parents"] = [variables[p] for p in data.graph.parents(name)]
             whole[name] = own | mechanism if isinstance(mechanism, dict) else mechanism
     return made
+
+
+def named_data(name: str) -> Any:
+    """Return the simulator of this name as it comes: "morpho" for `MorphoDigits`.
+
+    Raises:
+        ValueError: for a name that begins none's, with those that there are.
+
+    Example:
+        >>> type(named_data("linear")).__name__
+        'Linear'
+    """
+    found = {cls.__name__.lower(): cls for cls in _simulators()}
+    fits = [key for key in found if key.startswith(name.lower())] if name else []
+    key = name.lower() if name.lower() in found else fits[0] if len(fits) == 1 else None
+    if key is None:
+        hint = nearest(name.lower(), found)
+        raise ValueError(f"no data are called {name!r}; there are {', '.join(found)}.{hint}")
+    return found[key]()
+
+
+def _simulators() -> Iterator[type[Any]]:
+    """Yield the classes of the room `data` that draw from a seed and need no argument."""
+    for info in pkgutil.iter_modules(subjunctive.data.__path__):
+        module = importlib.import_module(f"subjunctive.data.{info.name}")
+        for cls in vars(module).values():
+            if inspect.isclass(cls) and cls.__module__ == module.__name__:
+                takes = inspect.signature(cls).parameters
+                if "seed" in takes and all(p.default is not p.empty for p in takes.values()):
+                    yield cls

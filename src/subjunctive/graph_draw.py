@@ -77,7 +77,8 @@ def draw(
     spots = np.array([place[name] for name in graph.nodes]).reshape(-1, 2)
     texts = [(labels or {}).get(name, name) for name in graph.nodes]
     boxes = np.array([(_half(text), 0.2) for text in texts]).reshape(-1, 2)
-    low, high = (spots - boxes - 0.2).min(0, initial=0), (spots + boxes + 0.2).max(0, initial=0)
+    corners = np.concatenate([spots - boxes, spots + boxes] if len(spots) else [np.zeros((1, 2))])
+    low, high = corners.min(0) - 0.2, corners.max(0) + 0.2
     if ax is None:
         ax = pyplot.subplots(figsize=1.2 * (high - low), layout="constrained")[1]
     ax.margins(0)

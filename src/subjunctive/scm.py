@@ -296,13 +296,14 @@ class SCM(nn.Module):
         """Return named terms `(B,)`: seen rows pay the likelihood, unseen rows the KL, never both.
 
         `node.term`: a mechanism's own loss, in rows that saw the node. `node.label`: -log q(label |
-        inputs) of the encoder, in rows that saw the label. `node.kl`: log q - log p(drawn |
-        parents), in rows where the encoder drew it. Categories drawn by the encoder pass their
+        inputs) of the encoder, in rows that saw the label. `node.kl`: beta (log q - log p(drawn |
+        parents)), in rows where the encoder drew it. Categories drawn by the encoder pass their
         gradient by the score function (`node.score`, whose value is zero).
         """
         batch = self.batch(data)
         done = complete(self, batch, reparametrised=True, lazy=True)
         terms: dict[str, Tensor] = {}
+        beta = self.encoder.beta if self.encoder is not None else 1.0
         zero = torch.zeros((), device=self.origin.device, dtype=self.origin.dtype)
         for name, value in done.values.items():
             mechanism, seen = self.mechanisms[name], batch.mask(name)
@@ -316,7 +317,7 @@ class SCM(nn.Module):
                         f"{name!r} is missing in some rows: its mechanism must be a Density"
                     )
                 gap = done.log_q[name] - mechanism.log_prob(value, parents)
-                terms[f"{name}.kl"] = torch.where(drawn, gap, zero)
+                terms[f"{name}.kl"] = torch.where(drawn, beta * gap, zero)
             if bool(seen.all()):
                 own = mechanism.loss(value, parents)
                 terms.update({f"{name}.{k}": v for k, v in own.items()})

@@ -19,17 +19,18 @@ from typing import Any
 from torch import nn
 
 from subjunctive import checkpoint
-from subjunctive.feed import Feed
-from subjunctive.journal import Diverged as Diverged
-from subjunctive.loop import Run, few_threads, interrupts
 from subjunctive.mechanism import seeded
-from subjunctive.objective import ModelLoss as ModelLoss
-from subjunctive.objective import Objective as Objective
-from subjunctive.objective import Player as Player
-from subjunctive.objective import check_players
-from subjunctive.plan import Decay, Plan, Precision
-from subjunctive.plan import Fit as Fit
-from subjunctive.plan import Moment as Moment
+from subjunctive.training.feed import Feed
+from subjunctive.training.journal import Diverged as Diverged
+from subjunctive.training.loop import Run
+from subjunctive.training.objective import ModelLoss as ModelLoss
+from subjunctive.training.objective import Objective as Objective
+from subjunctive.training.objective import Player as Player
+from subjunctive.training.objective import check_players
+from subjunctive.training.plan import Decay, Plan, Precision
+from subjunctive.training.plan import Fit as Fit
+from subjunctive.training.plan import Moment as Moment
+from subjunctive.training.process import few_threads, interrupts
 
 
 def fit(
@@ -86,7 +87,7 @@ def fit(
         seed: of the order of rows and of all draws; torch's own generators are left as found.
         trackers: names of accelerate's trackers, or its `GeneralTracker`s.
         progress: whether to show a bar.
-        callbacks: each is called after a step, in every process; one that returns True ends the run.
+        callbacks: called after each step, in every process; one that returns True ends the run.
 
     Raises:
         ValueError: for bad arguments, before anything is touched.
@@ -135,9 +136,10 @@ def fit(
         raise ValueError("patience counts validations: give valid, too")
     place = _place(directory, resume)
     with few_threads(), seeded(seed), interrupts() as caught:
-        run = Run(model, objective, feed, held_out, plan, place)
-        run.open(progress, trackers, callbacks, caught, resume)
-        return run.go()
+        return Run(
+            *(model, objective, plan, feed, held_out, place, resume, progress),
+            *(trackers, callbacks, caught),
+        ).go()
 
 
 def _length(feed: Feed, steps: int | None, epochs: float | None) -> int:

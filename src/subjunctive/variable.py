@@ -113,6 +113,8 @@ class Variable:
         if not self.discrete:
             return value if isinstance(value, Tensor) else self._numbers(value)
         array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+        if array.dtype.kind == "O" and all(isinstance(v, int | float) for v in array.ravel()):
+            array = array.astype(float)
         if array.dtype.kind in "OUS":
             code = {c: i for i, c in enumerate(self.categories)}
             flat = [str(v) for v in array.ravel()]
@@ -123,7 +125,7 @@ class Variable:
                     f"{self.categories}.{nearest(unseen, self.categories)}"
                 )
             array = np.array([code[v] for v in flat], dtype=np.int64).reshape(array.shape)
-        codes = torch.as_tensor(array)
+        codes = torch.as_tensor(np.require(array, requirements="W"))
         if codes.is_floating_point() and not bool((codes == codes.round()).all()):
             raise ValueError(f"{self.name!r} is {self.kind}: its codes are integers, got {codes}")
         codes = codes.long()
@@ -145,7 +147,7 @@ class Variable:
                 f"{self.name!r} is continuous and needs numbers, got {array.ravel()[:3]}; convert "
                 "them, or give the Variable kind='categorical' and its categories"
             )
-        return torch.as_tensor(array if array.flags.writeable else array.copy())
+        return torch.as_tensor(np.require(array, requirements="W"))
 
     def standardise(self, value: Tensor) -> Tensor:
         """Turn a value in the user's units into what a mechanism sees."""
@@ -290,10 +292,16 @@ class Batch:
                 present = column.notna().to_numpy()
                 if not present.all():
                     seen[name] = torch.as_tensor(present.copy())
-                    fill = variable.categories[0] if variable and variable.discrete else 0
-                    column = column.where(present, fill)
-                column = column.to_numpy()
-            tensor = variable.encode(column) if variable else torch.as_tensor(np.asarray(column))
+                    some = column[present]
+                    fill = some.iloc[0] if len(some) else 0
+                    column = column.where(present, fill) if len(some) else np.zeros(len(column))
+                column = np.asarray(column)
+            if variable is not None:
+                tensor = variable.encode(column)
+            elif isinstance(column, Tensor):
+                tensor = column
+            else:
+                tensor = torch.as_tensor(np.require(column, requirements="W"))
             if tensor.dtype == torch.float64 and not isinstance(column, Tensor):
                 tensor = tensor.to(torch.get_default_dtype())
             values[name] = (

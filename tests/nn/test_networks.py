@@ -148,6 +148,12 @@ def test_unet_refuses_to_have_no_way_up(blocks):
         UNet(1, width=8, blocks=blocks)
 
 
+@pytest.mark.parametrize("width", [7, 25, 31])
+def test_any_width_will_do(width):
+    unet = UNet(1, width=width, multipliers=(1, 4))
+    assert unet(torch.zeros(1, 1, 8, 8), torch.zeros(1)).shape == (1, 1, 8, 8)
+
+
 def test_detail_skips_the_coarse_levels():
     torch.manual_seed(0)
     unet = stir(UNet(1, width=8))

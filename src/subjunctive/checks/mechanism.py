@@ -58,14 +58,16 @@ def forward_is_deterministic(mechanism: Mechanism, batch: Batch) -> None:
 
 
 def noise_is_used(mechanism: Mechanism, batch: Batch, most: int = 8) -> None:
-    """Drawing a part of the noise anew, or one of its columns, moves some value."""
+    """Drawing a column of a part of the noise anew, or far out, moves some value."""
     _, parents = split(mechanism, batch)
     u, fresh = (draw(mechanism.prior(), len(batch)) for _ in range(2))
+    far = each(lambda t: 30 * t if t.is_floating_point() else t, fresh)
     x = mechanism(u, parents)
     for i, (name, part) in enumerate(parts(u)):
         width = part[0].numel()
         for j in torch.linspace(0, width - 1, min(width, most)).round().long().tolist():
-            if torch.equal(x, mechanism(_swapped(u, fresh, i, j), parents)):
+            tries = (mechanism(_swapped(u, new, i, j), parents) for new in (fresh, far))
+            if all(torch.equal(x, moved) for moved in tries):
                 raise LawBroken(f"column {j} of noise {name!r} moves no value of {len(x)} rows")
 
 

@@ -4,7 +4,9 @@
 
 A continuous label has a Gaussian whose mean and scale are read from the features h(x) and the
 labels before it; a categorical or ordinal one has a softmax. Rows that saw a label teach the head
-by its likelihood; rows that did not let it draw the label (`SCM.loss`).
+by its likelihood; rows that did not let it draw the label and pay the KL (`SCM.loss`), in nats an
+entry of the source, as the source's own loss is: so the likelihood of seen labels, in nats a row,
+keeps a label from becoming a free code.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ class Regression(Encoder):
         super().__init__()
         self.source, self.labels = source, tuple(labels)
         self.network, self.features = network, features
+        self.beta = 1.0 / source.width
         self.inputs, self.nodes = (source.name,), tuple(v.name for v in self.labels)
         before = [features + sum(v.width for v in self.labels[:i]) for i in range(len(self.labels))]
         self.heads = nn.ModuleList(

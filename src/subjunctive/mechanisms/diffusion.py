@@ -4,14 +4,16 @@ The noise of an image has a small semantic part, the code `c ~ N(0, I)`, which a
 the image, q(c | x), and a part for every pixel. With D(x_t, t; pa, c) = E[x | x_t, pa, c] there are
 two ways to spend the latter:
 
-    one evaluation   x = D(e, t=1; pa, c) + s r          e, r ~ N(0, I)
+    one evaluation   x = m + s(m) r,  m = D(e, t=1; pa, c)          e, r ~ N(0, I)
     a sampler        x = ODE or ancestral chain of D(. ; pa, c), started at its own noise
 
 In the first, `s r` is the residual of a stated Gaussian likelihood, as in a VAE, and abduction
-takes c from the encoder, e from its prior and r = (x - D) / s: the round trip is exact. In the
-second, abduction runs the sampler backward. One denoiser serves both. Its loss is
+takes c from the encoder, e from its prior and r = (x - m) / s: the round trip is exact. The scale s
+is one number, or a map read from m (`spread`): a picture's errors lie along its edges, and so an
+edge that an intervention has moved does not leave its old error behind. In the second, abduction
+runs the sampler backward. One denoiser serves both. Its loss is
 
-    -log N(x; D(e, 1; pa, c), s^2)           rows at t = 1, a share `anchor` of them
+    -log N(x; m, s^2)                        rows at t = 1, a share `anchor` of them
     + w_t |x - D(alpha x + sigma e, t; pa, c)|^2 / 2      rows at other times
     + KL(q(c | x) || N(0, I)),
 
@@ -80,6 +82,8 @@ class Diffusion(Mechanism):
         drop: share of training rows in which the parents are declared absent.
         anchor: share of training rows at t = 1.
         beta: weight of the KL.
+        spread: m `(B, C, H, W)` -> log s(m), of the same shape; None for one number. It learns from
+            the errors as they are, and does not let the mean neglect where they are large.
 
     Raises:
         ValueError: if encoder and code do not go together, or a share is none.
@@ -97,6 +101,7 @@ class Diffusion(Mechanism):
         drop: float = 0.1,
         anchor: float = 0.5,
         beta: float = 1.0,
+        spread: nn.Module | None = None,
     ) -> None:
         super().__init__(variable, parents)
         if (encoder is None) != (code == 0):
@@ -110,6 +115,7 @@ class Diffusion(Mechanism):
                 )
         self.denoiser, self.encoder, self.code, self.sampler = denoiser, encoder, code, sampler
         self.guidance, self.drop, self.anchor, self.beta = guidance, drop, anchor, beta
+        self.spread = spread
         self.log_scale = nn.Parameter(torch.tensor(-1.0))
 
     def prior(self) -> Prior:
@@ -127,7 +133,8 @@ class Diffusion(Mechanism):
         denoise = self.denoise(parents, u.get("code"), len(u["start"]))
         if self.sampler is not None:
             return self.sampler(denoise, u)
-        return denoise(u["start"], self._last(u["start"])) + self.log_scale.exp() * u["residual"]
+        mean = denoise(u["start"], self._last(u["start"]))
+        return mean + self.scale(mean) * u["residual"]
 
     def abduct(self, x: Tensor, parents: Parents) -> Noise:
         """Draw the code from the encoder, then explain the pixels."""
@@ -139,8 +146,14 @@ class Diffusion(Mechanism):
         if self.sampler is not None:
             return noise | self.sampler.invert(denoise, x)
         start = torch.randn_like(x)
-        residual = (x - denoise(start, self._last(x))) / self.log_scale.exp()
-        return noise | {"start": start, "residual": residual}
+        mean = denoise(start, self._last(x))
+        return noise | {"start": start, "residual": (x - mean) / self.scale(mean)}
+
+    def scale(self, mean: Tensor) -> Tensor:
+        """Return the standard deviation of the residual, of the mean's shape or one number."""
+        if self.spread is None:
+            return self.log_scale.exp()
+        return self.spread(mean).clamp(-5.0, 1.0).exp()
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of q(code | x), `(B, code)` each."""
@@ -164,7 +177,7 @@ class Diffusion(Mechanism):
         return guided_together(self.denoiser, there, absent, self.guidance)
 
     def loss(self, x: Tensor, parents: Parents) -> dict[str, Tensor]:
-        """Return `nll`, `denoise` and `kl` in nats an entry of x, `(B,)` each."""
+        """Return `nll`, `denoise`, `kl` and `spread` in nats an entry of x, `(B,)` each."""
         rows, entries = len(x), math.prod(self.variable.shape)
         code, terms = None, {}
         if self.encoder is not None:
@@ -190,6 +203,11 @@ class Diffusion(Mechanism):
         )
         zero = torch.zeros_like(square)
         terms["nll"] = torch.where(last, nll, zero)
+        if self.spread is not None:
+            mean, miss = (error + x).detach(), error.detach()
+            scale = self.scale(mean)
+            fit = ((miss / scale).square() / 2 + scale.log()).reshape(rows, -1).mean(1)
+            terms["spread"] = torch.where(last, fit, zero)
         terms["denoise"] = torch.where(last, zero, self.denoiser.weight(t) * square / 2)
         return terms
 

@@ -21,6 +21,7 @@ Tsaftaris, 2024), https://arxiv.org/abs/2403.20287
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from torch import Tensor
 from subjunctive.mechanism import seeded
 from subjunctive.metrics.distance import mae, wrong
 from subjunctive.metrics.estimate import Estimate
-from subjunctive.metrics.worlds import as_evidence, explain, imagine, redraw
+from subjunctive.metrics.worlds import as_evidence, explain, happened, imagine, redraw
 from subjunctive.scm import Model
 from subjunctive.variable import Batch, Variable, known
 
@@ -136,6 +137,12 @@ def reversibility(
 
     Returns:
         node -> `Estimate`.
+
+    Example:
+        >>> from subjunctive.data.tabular import Linear
+        >>> data = Linear("t -> y", train=50, test=20)
+        >>> reversibility(data.oracle, data.test, {"t": 0.5})["y"].value
+        0.0
     """
     names = _nodes(model, batch, nodes, "reversibility()")
     names = names if nodes else [n for n in names if n not in do]
@@ -146,8 +153,10 @@ def reversibility(
     back, now = {n: batch.values[n] for n in do}, batch
     with seeded(seed):
         for _ in range(cycles):
-            for action in (do, back):
-                answer = imagine(model, explain(model, now, batch_size), action, batch_size)
+            for action, quiet in ((do, nullcontext()), (back, happened())):
+                noise = explain(model, now, batch_size)
+                with quiet:
+                    answer = imagine(model, noise, action, batch_size)
                 now = as_evidence(answer, batch)
     return _estimates(differences(answer, batch, names, model.variables), model.variables)
 
@@ -223,6 +232,12 @@ def minimality(
 
     Reference: Diffusion Causal Models for Counterfactual Estimation (Sanchez and Tsaftaris, 2022),
     https://arxiv.org/abs/2202.10166; weights of Melistas et al., 2024.
+
+    Example:
+        >>> x, rows = torch.zeros(2, 3), torch.randn(9, 3)
+        >>> kinds = torch.zeros(2), torch.ones(2), torch.arange(9) % 2
+        >>> round(minimality(x, x, rows, kinds).value, 3)
+        0.295
     """
     own = divergence(counterfactual, factual).diagonal()
     others = divergence(reference, factual)

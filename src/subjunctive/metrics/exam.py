@@ -18,7 +18,7 @@ from subjunctive.mechanism import Noise
 from subjunctive.metrics.discrepancy import thin
 from subjunctive.metrics.predictors import Predictor
 from subjunctive.metrics.questions import Question
-from subjunctive.metrics.worlds import explain, imagine
+from subjunctive.metrics.worlds import explain, happened, imagine
 from subjunctive.scm import Model
 from subjunctive.variable import Batch
 
@@ -67,7 +67,8 @@ class Sitting:
         answers = []
         for truth in exam.truth:
             do = {p: exam.spread(truth[p], self.draws) for p in exam.data.graph.parents(exam.image)}
-            answers.append(imagine(self.model, self.noise, do, exam.batch_size))
+            with happened():
+                answers.append(imagine(self.model, self.noise, do, exam.batch_size))
         return replace(self, noise=None, nothing=None, answers=answers, embedded={})
 
 
@@ -145,16 +146,32 @@ class Exam:
         return sitting.embedded[index]
 
     def features(self, images: Tensor) -> Tensor:
-        """Return what the predictor makes of images, `(B, D)`."""
+        """Return what the predictor makes of images, in standard deviations of training, `(B, D)`.
+
+        Raises:
+            ValueError: if there is no predictor.
+        """
         if self.predictor is None:
             raise ValueError("features need a predictor; give one: evaluate(predictor=...)")
-        return self.predictor.features(images, self.batch_size)
+        scale = self._raw.std(0).clamp(min=1e-6)
+        return (self.predictor.features(images, self.batch_size) - self._raw.mean(0)) / scale
 
     @cached_property
-    def reference(self) -> tuple[Tensor, Batch]:
-        """Features `(N, D)` of training rows, and the rows."""
-        rows = self.data.train[thin(torch.arange(len(self.data.train)), REFERENCE)]
-        return self.features(self.pictures(rows.values)), rows
+    def _raw(self) -> Tensor:
+        if self.predictor is None:
+            raise ValueError("features need a predictor; give one: evaluate(predictor=...)")
+        return self.predictor.features(self.pictures(self.reference.values), self.batch_size)
+
+    @cached_property
+    def reference(self) -> Batch:
+        """Training rows with which realism and minimality compare."""
+        rows: Batch = self.data.train[thin(torch.arange(len(self.data.train)), REFERENCE)]
+        return rows
+
+    @cached_property
+    def expected(self) -> Tensor:
+        """Features of the reference rows, `(N, D)`."""
+        return self.features(self.pictures(self.reference.values))
 
     @cached_property
     def factual(self) -> Tensor:

@@ -8,7 +8,8 @@ three kernels (linear in u; linear in u^2, for scales; Gaussian) and four penalt
 
     R2 = 1 - sum (y - yhat)^2 / sum (y - ybar)^2.
 
-The same search over permuted parents gives the null, which pays for the choice.
+The same search over permuted parents gives the null, which pays for the choice. A dependence that
+leaves the parent's mean given u as it is stays unseen.
 
 **Fit.** The energy coefficient between u and draws of the prior, with the mean and variance of u.
 
@@ -195,7 +196,8 @@ def _out_of_fold(kernel: Tensor, y: Tensor, centre: Tensor, fold: Tensor) -> lis
 def residual_share(kept: Tensor, redrawn: Tensor) -> Estimate:
     """Measure how much of x's variance hangs on a part of its noise, from 0 to 1.
 
-    The Sobol total index by Jansen's estimator, all entries of x together.
+    The Sobol total index by Jansen's estimator, all entries of x together; above 1 where the part's
+    prior is wider than what was abducted.
 
     Args:
         kept: x with all its abducted noise, `(B, *shape)`.

@@ -24,10 +24,16 @@ from subjunctive.metrics.discrepancy import Discrepancy, kernel_mmd
 from subjunctive.metrics.estimate import Estimate, jackknife
 
 
+def _roots(values: Tensor) -> Tensor:
+    """Return the roots of eigenvalues, those that are zero but for rounding set to zero."""
+    least = values.max() * len(values) * torch.finfo(values.dtype).eps
+    return torch.where(values > least, values, 0.0).sqrt()
+
+
 def _root(matrix: Tensor) -> Tensor:
     """Return the symmetric root of a positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return (vectors * _roots(values)) @ vectors.T
 
 
 def frechet_gaussian(
@@ -45,7 +51,7 @@ def frechet_gaussian(
         tensor(20.)
     """
     root = _root(covariance_a)
-    cross = torch.linalg.eigvalsh(root @ covariance_b @ root).clamp(min=0).sqrt().sum()
+    cross = _roots(torch.linalg.eigvalsh(root @ covariance_b @ root)).sum()
     spread = covariance_a.trace() + covariance_b.trace() - 2 * cross
     return (mean_a - mean_b).square().sum() + spread
 
@@ -87,7 +93,12 @@ def kernel_distance(features_a: Tensor, features_b: Tensor, groups: int = 20) ->
     """Return the unbiased MMD^2 of features under the cubic kernel `(a . b / D + 1)^3`.
 
     Args:
-        features_a, features_b: `(N, D)` and `(M, D)`.
+        features_a, features_b: `(N, D)` and `(M, D)`, of unit scale; at most 1,000 rows are used.
         groups: groups of rows that the jackknife leaves out for the standard error.
+
+    Example:
+        >>> x = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+        >>> kernel_distance(x[:150], x[150:] + 2).value > 1
+        True
     """
-    return kernel_mmd(features_a, features_b, groups)
+    return kernel_mmd(features_a, features_b, groups, most=1000)

@@ -23,7 +23,7 @@ from subjunctive.metrics.exogeneity import Leak, exogeneity, residual_share
 from subjunctive.metrics.predictors import identity_labels
 from subjunctive.metrics.questions import Question
 from subjunctive.metrics.realism import frechet, kernel_distance
-from subjunctive.metrics.worlds import as_evidence, explain, imagine, pixel_parts, redraw
+from subjunctive.metrics.worlds import as_evidence, explain, happened, imagine, pixel_parts, redraw
 from subjunctive.variable import Variable, as_matrix
 
 BINS = 10  # of a continuous node, by which minimality tells kinds of rows
@@ -117,7 +117,7 @@ def _masks(exam: Exam, k: int) -> dict[str, Tensor]:
 
 
 def compared(exam: Exam, sitting: Sitting) -> Iterator[Score]:
-    """The distance to the truth as a multiple of a trivial answer's, where that is not the truth."""
+    """The distance to the truth as a multiple of a trivial answer's, unless that is the truth."""
     if exam.image is None or exam.baseline is None:
         return
     for k, question in enumerate(exam.questions):
@@ -194,7 +194,8 @@ def reversibility(exam: Exam, sitting: Sitting) -> Iterator[Score]:
         first = {n: v[:: sitting.draws][: exam.few] for n, v in answer.items()}
         noise = explain(sitting.model, as_evidence(first, few), exam.batch_size)
         back = {question.node: few.values[question.node]}
-        undone = imagine(sitting.model, noise, back, exam.batch_size)
+        with happened():
+            undone = imagine(sitting.model, noise, back, exam.batch_size)
         nodes = [n for n in few if n != question.node and bool(few.mask(n).any())]
         for node, rows in differences(undone, few, nodes, exam.data.variables).items():
             unit = _unit(exam.data.variables[node])
@@ -205,9 +206,8 @@ def minimal(exam: Exam, sitting: Sitting) -> Iterator[Score]:
     """Counterfactual latent divergence in the predictor's features."""
     if exam.image is None or exam.predictor is None:
         return
-    features, rows = exam.reference
     for k, question in enumerate(exam.questions):
-        values = rows.values[question.node]
+        values = exam.reference.values[question.node]
         if values.dim() > 1:
             continue
         if not exam.data.variables[question.node].discrete:
@@ -219,7 +219,7 @@ def minimal(exam: Exam, sitting: Sitting) -> Iterator[Score]:
             return torch.bucketize(v.double(), edges.double())
 
         kinds = kind(exam.batch.values[question.node]), kind(question.targets), kind(values)
-        found = minimality(exam.factual, exam.embed(sitting, k), features, kinds)
+        found = minimality(exam.factual, exam.embed(sitting, k), exam.expected, kinds)
         yield Score(question, "minimality", exam.image, found)
 
 
@@ -227,7 +227,7 @@ def realism(exam: Exam, sitting: Sitting) -> Iterator[Score]:
     """Frechet and kernel distance of the answers' features to those of training images."""
     if exam.image is None or exam.predictor is None:
         return
-    reference, _ = exam.reference
+    reference = exam.expected
     for k, question in enumerate(exam.questions):
         features = exam.embed(sitting, k)
         yield Score(question, "realism, Frechet", exam.image, frechet(features, reference))

@@ -185,7 +185,8 @@ class UNet(nn.Module):
             self.down.append(Stage([finer, *[w] * falling], e, dropout) if falling else plain)
             self.up.insert(0, Stage([*[w] * rising, finer], e, dropout))
         self.map = self._map(widths[-1]) if layout else None
-        self.middle = Attention(widths[-1], max(widths[-1] // 32, 1)) if attention else None
+        heads = groups(widths[-1], max(widths[-1] // 32, 1))
+        self.middle = Attention(widths[-1], heads) if attention else None
         last = zero(nn.Conv2d(width, (outputs or channels) * unshuffle**2, 3, padding=1))
         self.head = nn.Sequential(
             nn.GroupNorm(groups(width), width), nn.SiLU(), last, nn.PixelShuffle(unshuffle)

@@ -1,4 +1,4 @@
-"""Pictures: what was, what would have been, the graph, and how training went.
+"""Pictures and tables: what would have been, the graph, how training went, what was measured.
 
 Every function draws on the axes it is given, or on a new `matplotlib.figure.Figure`'s, and returns
 them; nothing goes through pyplot's global state. Save a picture by `axes.figure.savefig(path)`.
@@ -8,3 +8,5 @@ from subjunctive.plot.curves import training as training
 from subjunctive.plot.diagram import graph as graph
 from subjunctive.plot.pictures import grid as grid
 from subjunctive.plot.pictures import title as title
+from subjunctive.plot.tables import markdown as markdown
+from subjunctive.plot.tables import sections as sections

@@ -49,6 +49,7 @@ def training(history: DataFrame | Fit, axes: NDArray[Any] | None = None) -> NDAr
         raise ValueError(f"there are {len(terms)} terms but {len(axes)} axes; terms: {terms}")
     for ax, term in zip(axes, terms, strict=False):
         _curve(ax, frame, term)
+    axes[0].legend(fontsize=7, frameon=False)
     return axes
 
 
@@ -65,9 +66,7 @@ def _curve(ax: Axes, frame: DataFrame, term: str) -> None:
         shown.append(values)
     if f"valid/{term}" in frame:
         values = frame.set_index("step")[f"valid/{term}"].dropna()
-        style = {"marker": "o", "markersize": 3, "linestyle": "--", "linewidth": 1.0}
-        ax.plot(values.index, values, color=VALID, label="held out", **style)
-        ax.legend(fontsize=7, frameon=False)
+        ax.plot(values.index, values, "o--", color=VALID, markersize=3, lw=1, label="held out")
         shown.append(values)
     low = min(float(v.quantile(0.01)) for v in shown)
     high = max(float(v.quantile(0.98)) for v in shown)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from subjunctive.intervention import Scale, Set, Shift
+from subjunctive.intervention import Intervention, Scale, Set, Shift
 from subjunctive.variable import Variable, known
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def title(do: Mapping[str, Any], variables: Mapping[str, Variable]) -> str:
     >>> title({"t": 3.0}, {"t": Variable("t", unit="px")})
     'do(t = 3 px)'
     >>> title({"t": Shift(-0.5)}, {"t": Variable("t", unit="px")})
-    'do(t + -0.5 px)'
+    'do(t - 0.5 px)'
     """
     parts = []
     for name, what in do.items():
@@ -59,7 +59,8 @@ def title(do: Mapping[str, Any], variables: Mapping[str, Variable]) -> str:
         if isinstance(what, Set):
             amount = what.value
         elif isinstance(what, Shift):
-            sign, amount = "+", what.amount
+            negative = np.size(np.asarray(what.amount)) == 1 and float(what.amount) < 0
+            sign, amount = ("-", -what.amount) if negative else ("+", what.amount)
         elif isinstance(what, Scale):
             sign, amount, unit = "\N{MULTIPLICATION SIGN}", what.factor, ""
         parts.append(f"{name} {sign} {_short(amount, variables[name])}{unit}")
@@ -69,8 +70,10 @@ def title(do: Mapping[str, Any], variables: Mapping[str, Variable]) -> str:
 def _short(amount: Any, variable: Variable) -> str:
     if isinstance(amount, str):
         return amount
-    if np.size(amount) != 1:
-        return "..." if isinstance(amount, Sequence) or hasattr(amount, "shape") else str(amount)
+    if isinstance(amount, Intervention):
+        return type(amount).__name__
+    if np.size(np.asarray(amount)) != 1:
+        return "..."
     number = np.asarray(amount).item()
     return variable.categories[int(number)] if variable.discrete else f"{number:g}"
 
@@ -93,7 +96,7 @@ def grid(
         factual: `(B, C, H, W)` in [0, 1], C one or three.
         counterfactuals: title (see `title`) -> pictures of the same shape.
         truth: title -> true counterfactuals, for all or some of the titles.
-        captions: "factual" or a title -> one line a row, written below the picture; a truth's
+        captions: "factual" or a title -> a text a row, written below the picture; a truth's
             captions stand under `"truth of " + title`.
         unit: of the pictures' values, for the scale of the differences.
         axes: where to draw, `(B, columns)`; a new figure's if None.
@@ -127,7 +130,7 @@ def grid(
             else:
                 ax.imshow(image.clip(0, 1), cmap="gray", vmin=0, vmax=1)
             if column.captions:
-                ax.set_xlabel(column.captions[i], fontsize=7, labelpad=2)
+                ax.set_xlabel(column.captions[i], fontsize=6.5, labelpad=2)
         axes[0, j].set_title(column.head, fontsize=8, pad=3)
     _name_groups(axes[0], [column.group for column in columns])
     bar = axes[0, 0].figure.colorbar(drawn, ax=None if scale else axes, cax=scale)
@@ -177,13 +180,14 @@ def _new_axes(rows: int, columns: Sequence[Column]) -> tuple[NDArray[Any], Axes]
     """
     from matplotlib.figure import Figure
 
-    step = SIDE + (0.18 if any(column.captions for column in columns) else 0.04)
+    lines = max((c.count("\n") + 1 for column in columns for c in column.captions), default=0)
+    step = SIDE + 0.04 + 0.13 * lines
     left, x = [], 0.1
     for before, column in pairwise([columns[0], *columns]):
         x += GAP * (before.group != column.group)
         left.append(x)
         x += SIDE + 0.04
-    wide, high = x + 0.75, max(rows * step + HEAD, 2.0)
+    wide, high = x + 0.75, max(rows * step + HEAD + 0.05, 2.0)
     figure, top = Figure((wide, high)), high - HEAD
     axes = np.empty((rows, len(columns)), object)
     for i, j in np.ndindex(axes.shape):

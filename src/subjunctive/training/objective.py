@@ -44,6 +44,8 @@ class Player:
         object.__setattr__(self, "parameters", tuple(unique.values()))
         if self.every < 1:
             raise ValueError(f"player {self.name!r} has every={self.every}; give 1 or more")
+        if self.lr is not None and not self.lr > 0:
+            raise ValueError(f"player {self.name!r} has lr={self.lr}; give a positive number")
 
 
 class Objective(nn.Module, ABC):

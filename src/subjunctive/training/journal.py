@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from subjunctive.training.process import gathered
 from subjunctive.variable import nearest
 
 if TYPE_CHECKING:
@@ -24,16 +25,6 @@ Losses = dict[str, float]
 
 class Diverged(ArithmeticError):
     """A term of a loss is not finite."""
-
-
-def gathered(state: PartialState, value: Any) -> list[Any]:
-    """Return every process's value."""
-    if state.num_processes == 1:
-        return [value]
-    from accelerate.utils import gather_object
-
-    values: list[Any] = gather_object([value])
-    return values
 
 
 def summed(parts: Iterable[Losses]) -> Losses:
@@ -77,6 +68,7 @@ class Journal:
         self.at_once = state.device.type == "cpu" and state.num_processes == 1
         self.lag = 1 if self.at_once else 10
         self.trackers = list(trackers)
+        self.left = "No checkpoint was written."  # what is there to go back to
         self.bar = tqdm(
             total=steps,
             initial=done,
@@ -86,18 +78,18 @@ class Journal:
         self._waiting: list[tuple[int, str, list[str], Tensor]] = []
         self._taken: list[Losses] = []
 
-    def add(self, step: int, player: str, names: list[str], values: Tensor, where: str) -> None:
+    def add(self, step: int, player: str, names: list[str], values: Tensor) -> None:
         """Keep a player's terms `(len(names),)` of a step until the next transfer.
 
         Raises:
             Diverged: naming a term that is not finite; where numbers are on the CPU already, before
-                it reaches a weight. `where` says what is left of the run.
+                it reaches a weight.
         """
         self._waiting.append((step, player, names, values.detach()))
         if self.at_once:
-            self._take(where)
+            self._take()
 
-    def _take(self, where: str) -> None:
+    def _take(self) -> None:
         if not self._waiting:
             return
         numbers = torch.cat([values for *_, values in self._waiting]).tolist()
@@ -113,15 +105,15 @@ class Journal:
                 if not math.isfinite(value):
                     raise Diverged(
                         f"the term {name!r} of player {player!r} is {value} at step {step}; "
-                        f"lower lr, lengthen warmup, or set clip. {where}"
+                        f"lower lr, lengthen warmup, or set clip. {self.left}"
                     )
             terms = {**terms, "loss": sum(terms.values())}
             prefix = f"{player}/" if self.several else ""
             self._taken.append({f"{prefix}{name}": value for name, value in terms.items()})
 
-    def flush(self, step: int, rate: float, where: str) -> None:
+    def flush(self, step: int, rate: float) -> None:
         """Transfer what waits, and write a record of its averages."""
-        self._take(where)
+        self._take()
         if not self._taken:
             return
         counts = summed(dict.fromkeys(taken, 1.0) for taken in self._taken)
@@ -150,7 +142,13 @@ class Journal:
 def open_trackers(
     trackers: Iterable[Any], directory: Path | None, config: dict[str, Any], main: bool
 ) -> list[Any]:
-    """Start trackers: names that accelerate knows ("tensorboard"), or `GeneralTracker`s.
+    """Start the main process's trackers.
+
+    Args:
+        trackers: names that accelerate knows ("tensorboard"), or its `GeneralTracker`s.
+        directory: for those that write files.
+        config: told to each tracker.
+        main: whether this is the main process.
 
     Raises:
         ValueError: for a tracker that is unknown, not installed, or needs a directory.

@@ -78,13 +78,11 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range, by name."""
-        for name, least in {
-            **{"steps": 1, "warmup": 0, "valid_every": 1, "patience": 1, "save_every": 1},
-            **{"seed": 0},
-        }.items():
+        least_of = {"steps": 1, "warmup": 0, "valid_every": 1, "save_every": 1, "seed": 0}
+        if self.patience is not None:
+            least_of["patience"] = 1
+        for name, least in least_of.items():
             value = getattr(self, name)
-            if value is None and name == "patience":
-                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(
                     f"{name} must be a whole number of at least {least}, got {value!r}"

@@ -9,7 +9,7 @@ its own slice from the same batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -65,7 +65,9 @@ class Feed:
 
     def __post_init__(self) -> None:
         """Bring what is in memory into a `Batch`, and refuse what cannot be fed."""
-        data = self.data
+        data, size = self.data, self.batch_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1, got {size!r}")
         if isinstance(data, Mapping) or hasattr(data, "columns"):
             data = Batch.of(data, self.variables)
             object.__setattr__(self, "data", data)
@@ -87,14 +89,14 @@ class Feed:
                 f"{self.name} can be iterated once only; give a list or a DataLoader, or a class "
                 "with __iter__, which starts again"
             )
-        elif hasattr(data, "__len__") and not len(data):
+        elif isinstance(data, Sized) and not len(data):
             raise ValueError(f"{self.name} is empty: it has no batch")
 
     def steps(self, epochs: float) -> int:
         """Return how many steps that many passes over the data take."""
         if isinstance(self.data, Batch):
             return math.ceil(epochs * len(self.data) / self.batch_size)
-        if not hasattr(self.data, "__len__"):
+        if not isinstance(self.data, Sized):
             raise ValueError(f"{self.name} has no length: give steps instead of epochs")
         return math.ceil(epochs * len(self.data))
 
@@ -117,10 +119,10 @@ class Feed:
             for batch in self._again(start):
                 yield _slice(batch, rank, world), len(batch)
 
-    def once(self, rank: int = 0, world: int = 1) -> Iterator[tuple[Batch, int]]:
-        """Yield all batches of one pass, in order, with the rows of each."""
+    def once(self, size: int, rank: int = 0, world: int = 1) -> Iterator[tuple[Batch, int]]:
+        """Yield all batches of one pass, in order, with the rows of each; `size` in memory."""
         if isinstance(self.data, Batch):
-            for index in torch.arange(len(self.data)).split(self.batch_size):
+            for index in torch.arange(len(self.data)).split(size):
                 yield self.data[index.tensor_split(world)[rank]], len(index)
         else:
             for raw in self.data:
@@ -134,7 +136,7 @@ class Feed:
     def _again(self, start: int) -> Iterator[Batch]:
         """Yield batches of pass after pass; draws made in fetching one follow from its step."""
         cpu = torch.device("cpu")
-        whole = len(self.data) if hasattr(self.data, "__len__") else 0
+        whole = len(self.data) if isinstance(self.data, Sized) else 0
         step = start // whole * whole if whole else 0
         while True:
             first = step

@@ -1,0 +1,363 @@
+"""The command line, command by command, on models small enough to be fitted here."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import subjunctive as sj
+from subjunctive import cli, evidence, experiment
+from subjunctive.demo import demo
+
+TABLE = """
+data:
+  $class: data.tabular.Nonlinear
+  system: mixed
+  train: 200
+model:
+  $class: scm.SCM
+  mechanisms:
+    age: {$class: mechanisms.linear.LinearGaussian}
+    site: {$class: mechanisms.discrete.Categorical}
+    stage: {$class: mechanisms.discrete.Ordinal}
+    dose: {$class: mechanisms.linear.LinearGaussian}
+    outcome: {$class: mechanisms.linear.LinearGaussian}
+fit: {steps: 20, lr: 1e-2, seed: 3}
+"""
+SMALL = {
+    "data": {"$class": "data.morpho.MorphoDigits", "digits": 30, "copies": 1, "jobs": 1},
+    "model": {
+        "$class": "models.causal_diffae.CausalDiffAE",
+        "code": 4,
+        "width": 8,
+        "multipliers": [1, 2],
+    },
+    "fit": {"steps": 3, "batch_size": 8},
+}
+
+
+def run(*words, code=0):
+    """Run a command; return what it printed and what it said on standard error."""
+    done = CliRunner().invoke(cli.app, [str(w) for w in words])
+    assert done.exit_code == code, (done.output, done.exception)
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A directory with a fitted table model, a picture model, and their evidence."""
+    place = tmp_path_factory.mktemp("cli")
+    (place / "table.yaml").write_text(TABLE)
+    run("fit", place / "table.yaml", "--out", place / "table")
+    made = experiment.read_experiment(SMALL)
+    made.run(progress=False)
+    sj.save(made.model, place / "digits")
+    for i, image in enumerate(made.data.test.values["image"][:2, 0]):
+        Image.fromarray((255 * image.numpy()).round().astype(np.uint8)).save(place / f"{i}.png")
+    data = sj.Nonlinear("mixed", train=2, test=4)
+    frame = sj.observe(data.oracle, data.test).frame()
+    frame.loc[1, "outcome"] = None
+    frame.to_csv(place / "rows.csv", index=False)
+    return place
+
+
+def test_help_and_version_import_nothing_heavy():
+    script = """
+import sys
+from subjunctive.cli import app
+for words in (["--help"], ["fit", "--help"], ["--version"]):
+    app(words, standalone_mode=False)
+heavy = {"torch", "numpy", "pandas", "matplotlib", "scipy"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "counterfactual" in done.stdout
+    assert f"subjunctive {sj.__version__}" in done.stdout
+
+
+def test_import_costs_nothing_until_a_name_is_asked_for():
+    script = """
+import sys
+import subjunctive as sj
+assert "torch" not in sys.modules
+assert sj.effect.__name__ == "effect"
+import subjunctive.identify, subjunctive.effect
+assert callable(sj.effect) and callable(sj.identify)
+assert set(sj.__all__) <= set(dir(sj))
+assert all(getattr(sj, name).__name__ for name in sj.__all__)
+assert sj.mechanisms.Known.__name__ == "Known"
+late = {"pandas", "sklearn", "skimage", "matplotlib", "typer"} & set(sys.modules)
+assert not late, late
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_public_names_are_those_that_type_checkers_see():
+    import ast
+
+    tree = ast.parse(open(sj.__file__).read())
+    seen = {
+        (node.module.removeprefix("subjunctive."), alias.asname)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("subjunctive.")
+        for alias in node.names
+    }
+    assert seen == {(home, name) for name, home in sj._HOME.items()}
+    with pytest.raises(AttributeError, match="Did you mean 'counterfactual'"):
+        sj.counterfactul  # noqa: B018
+
+
+def test_fit_saves_what_was_fitted(place, tmp_path):
+    model, twin = sj.load(place / "table"), experiment.read_experiment(experiment.read_yaml(
+        place / "table.yaml"
+    ))  # fmt: skip
+    fresh = [p.clone() for p in twin.model.parameters()]
+    assert twin.options == {"steps": 20, "lr": 0.01, "seed": 3}
+    twin.run(progress=False)
+    assert any((a != b).any() for a, b in zip(fresh, twin.model.parameters(), strict=True))
+    for a, b in zip(model.parameters(), twin.model.parameters(), strict=True):
+        assert torch.equal(a, b)  # the seed of the text makes the same model again
+    _, said = run("fit", place / "table.yaml", "--out", place / "table", code=2)
+    assert "exists" in said
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").write_text("dear")
+    run("fit", place / "table.yaml", "--out", tmp_path / "mine", "--overwrite", code=2)
+    assert (tmp_path / "mine" / "letter").read_text() == "dear"
+    run("fit", place / "table.yaml", "--out", place / "table", "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("steps", "step", "config.fit.step: .* Did you mean 'steps'"),
+        ("system", "sistem", "config.data.sistem: .* Did you mean 'system'"),
+        ("model:", "modle:", "unknown section 'modle'.* Did you mean 'model'"),
+        ("outcome:", "outcom:", "unknown node 'outcom'.* Did you mean 'outcome'"),
+        ("linear.Linear", "linear.Linar", "LinarGaussian.* Did you mean"),
+        ("scm.SCM", "variable.Batch", "config.model.mechanisms: Batch has no argument"),
+        ("data:\n", "data: 3\nother:\n", "the section 'data' holds no keys"),
+        ("  $class: scm.SCM\n", "", "'\\$class' is missing"),
+        ("lr: 1e-2", "lr: fast", "fast"),
+        ("fit:", "fit: [", "is no YAML"),
+    ],
+)
+def test_fit_names_the_key_that_is_wrong(tmp_path, old, new, says):
+    (tmp_path / "c.yaml").write_text(TABLE.replace(old, new, 1))
+    _, said = run("fit", tmp_path / "c.yaml", "--out", tmp_path / "m", code=2)
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) == 1
+    assert re.search(says, said), said
+    assert not (tmp_path / "m").exists()
+
+
+def test_counterfactual_of_a_table(place, tmp_path):
+    out = tmp_path / "deep" / "cf.csv"
+    words = ["--do", "stage=IV", "--do", "dose+=1,site=south", "--draws", 50, "--out", out]
+    run("counterfactual", place / "table", "--evidence", place / "rows.csv", *words)
+    frame, rows = pandas.read_csv(out), pandas.read_csv(place / "rows.csv")
+    worlds = {name: part.reset_index(drop=True) for name, part in frame.groupby("world")}
+    assert list(frame.world.unique()) == ["factual", "do(stage = IV)", "do(dose + 1, site = south)"]
+    factual, late, dosed = (worlds[name] for name in frame.world.unique())
+    seen = rows.outcome.notna()
+    assert np.allclose(factual.outcome[seen], rows.outcome[seen], atol=1e-4)
+    assert (factual["outcome.low"] < factual["outcome.high"])[~seen].all()
+    assert (late.stage == "IV").all()
+    assert (late.site == rows.site).all()
+    assert (dosed.site == "south").all()
+    # The model is linear: what was seen of the outcome is followed exactly.
+    model = sj.load(place / "table")
+    again = sj.counterfactual(
+        model, sj.Batch.of(rows, list(model.variables.values())), {"stage": 3}
+    )
+    assert np.allclose(late.outcome[seen], again["outcome"][torch.tensor(seen)], atol=1e-4)
+
+
+def test_counterfactual_of_pictures_reads_their_labels(place, tmp_path):
+    words = ["--evidence", place / "0.png", "--evidence", place / "1.png", "--do", "thickness=3"]
+    for name in ("grid.png", "a.npz", "b.npz"):
+        run("counterfactual", place / "digits", *words, "--do", "intensity*=0.9", "--out",
+            tmp_path / name)  # fmt: skip
+    with Image.open(tmp_path / "grid.png") as image:
+        assert np.asarray(image)[..., :3].std() > 20
+    a, b = np.load(tmp_path / "a.npz"), np.load(tmp_path / "b.npz")
+    assert a["image"].shape == (3, 2, 1, 32, 32)
+    assert list(a["worlds"])[0] == "factual"
+    shown = [np.asarray(Image.open(place / f"{i}.png")) / 255 for i in (0, 1)]
+    assert np.allclose(a["image"][0, :, 0], shown, atol=1e-5)
+    assert np.allclose(a["thickness"][1], 3.0)
+    assert np.allclose(a["intensity"][2], 0.9 * a["intensity"][0], rtol=1e-4)
+    assert all((a[k] == b[k]).all() for k in a.files)
+    run("counterfactual", place / "digits", "--evidence", tmp_path / "a.npz", "--do",
+        "thickness=3", "--out", tmp_path / "c.npz", code=2)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "do", "out", "says"),
+    [
+        ("table", "rows.csv", "stag=IV", "o.csv", "unknown node 'stag'.* Did you mean 'stage'"),
+        ("table", "rows.csv", "stage=V", "o.csv", "no category 'V'"),
+        ("table", "rows.csv", "dose=much", "o.csv", "'much' is no number"),
+        ("table", "rows.csv", "dose", "o.csv", "'dose' is no intervention"),
+        ("table", "rows.csv", "dose=1,dose=2", "o.csv", "two things to 'dose'"),
+        ("table", "rows.csv", "stage+=1", "o.csv", "Shift needs a continuous node"),
+        ("table", "rows.csv", "dose=inf", "o.csv", "not finite"),
+        ("table", "rows.csv", "dose=1", "o.png", "the model has none"),
+        ("table", "rows.csv", "dose=1", "o.txt", "neither .png, .csv nor .npz"),
+        ("table", "0.png", "dose=1", "o.csv", "0 nodes that are"),
+        ("table", "table.yaml", "dose=1", "o.csv", "0 nodes that are"),
+        ("table", "none.csv", "dose=1", "o.csv", "there is no evidence at"),
+        ("rows.csv", "rows.csv", "dose=1", "o.csv", "rows.csv"),
+        ("digits", "table.yaml", "thickness=3", "o.png", "no picture that can be read"),
+        ("digits", "rows.csv", "thickness=3", "o.png", "unknown node 'age'"),
+        ("digits", "0.png", "image=3", "o.png", "set a scalar node"),
+    ],
+)
+def test_counterfactual_names_what_is_wrong(place, tmp_path, model, given, do, out, says):
+    words = ["--evidence", place / given, "--do", do, "--out", tmp_path / out]
+    _, said = run("counterfactual", place / model, *words, code=2)
+    assert len(said.splitlines()) == 1
+    assert re.search(says, said), said
+    assert not (tmp_path / out).exists()
+
+
+def test_counterfactual_far_outside_warns_and_answers(place, tmp_path):
+    words = ["--evidence", place / "rows.csv", "--do", "age=500", "--out", tmp_path / "o.csv"]
+    _, said = run("counterfactual", place / "table", *words)
+    assert said.startswith("warning: do() sets 'age' to 500")
+    assert "outside the training support" in said
+    assert (tmp_path / "o.csv").exists()
+
+
+def test_debug_shows_the_traceback(place, tmp_path):
+    words = ["fit", place / "none.yaml", "--out", tmp_path / "m", "--debug"]
+    done = CliRunner().invoke(cli.app, [str(w) for w in words])
+    assert isinstance(done.exception, FileNotFoundError)
+
+
+def test_evaluate_compares_with_the_truth(place, tmp_path):
+    words = ["--data", place / "table.yaml", "--rows", 50, "--out", tmp_path / "e.csv"]
+    shown, _ = run("evaluate", place / "table", *words)
+    frame = pandas.read_csv(tmp_path / "e.csv", keep_default_na=False)
+    assert {"model", "oracle", "copy"} <= set(frame.method)
+    assert "do(age), inside" in shown
+    for name, says in (
+        ("linear", "they must be equal"),
+        ("pendulm", "Did you mean 'pendulum'"),
+        ("", "no data are called ''"),
+    ):
+        _, said = run("evaluate", place / "table", "--data", name, code=2)
+        assert says in said
+
+
+def test_names_of_data_are_those_of_the_room():
+    found = {cls.__name__ for cls in experiment._simulators()}
+    assert {"MorphoDigits", "Pendulum", "Linear", "Nonlinear"} <= found
+    assert type(experiment.named_data("nonl")).__name__ == "Nonlinear"
+
+
+def test_methods_are_the_cards(tmp_path):
+    shown, _ = run("methods")
+    assert "CausalDiffAE" in shown
+    shown, _ = run("methods", "causaldiffae")
+    assert "@article{komanduri2024causal," in shown
+    _, said = run("methods", "CausalDifAE", code=2)
+    assert "Did you mean 'CausalDiffAE'" in said
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{cli.MARKS[0]}\nold\n{cli.MARKS[1]}\nafter\n")
+    run("methods", "--into", page)
+    assert page.read_text().startswith(f"before\n{cli.MARKS[0]}\n| Method |")
+    assert page.read_text().endswith(f"{cli.MARKS[1]}\nafter\n")
+    assert "old" not in page.read_text()
+    page.write_text("no marks")
+    run("methods", "--into", page, code=2)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (4,), (2,)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_of_any_kind_become_the_models(tmp_path, shape, channels):
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 256, (6, 5), dtype=np.uint8)
+    pixels = np.stack([grey] * shape[0], -1) if shape else grey
+    if shape in ((2,), (4,)):
+        pixels[..., -1] = 255
+    Image.fromarray(pixels).save(tmp_path / "p.png")
+    x = sj.Variable("x", (channels, 6, 5))
+    found = evidence.read_evidence([tmp_path / "p.png"], {"x": x}).values["x"]
+    assert found.shape == (1, channels, 6, 5)
+    assert torch.allclose(found[0, -1], torch.from_numpy(grey / 255).float(), atol=1e-6)
+
+
+def test_tables_are_read_with_what_is_missing(tmp_path):
+    arm = sj.Variable("arm", kind="categorical", categories=("7", "8"))
+    v = {"t": sj.Variable("t"), "arm": arm, "x": sj.Variable("x", (1, 2, 2))}
+    path = tmp_path / "t.csv"
+    path.write_text("t,arm\n1.5,8\n,7\n2,\n")
+    batch = evidence.read_evidence([path], v)
+    assert batch.values["arm"].tolist()[:2] == [1, 0]
+    assert batch.mask("t").tolist() == [True, False, True]
+    assert batch.mask("arm").tolist() == [True, True, False]
+    for text, says in (
+        ("t,arm\n1,9\n", "no category '9'"),
+        ("t\nfast\n", "'t' holds 'fast', no number"),
+        ("t,x\n1,2\n", "use .npz"),
+        ("t\n", "has no rows"),
+        ("", "is no table"),
+        ("u\n1\n", "unknown node 'u'"),
+    ):
+        path.write_text(text)
+        with pytest.raises((ValueError, KeyError), match=says):
+            evidence.read_evidence([path], v)
+    np.savez(tmp_path / "t.npz", t=np.array([1.0, 2.0]), x=np.zeros((2, 1, 2, 2)))
+    batch = evidence.read_evidence([tmp_path / "t.npz"], v)
+    assert batch.values["x"].shape == (2, 1, 2, 2)
+    np.savez(tmp_path / "o.npz", t=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="no arrays of numbers"):
+        evidence.read_evidence([tmp_path / "o.npz"], v)
+    with pytest.raises(ValueError, match="give it alone"):
+        evidence.read_evidence([path, path], v)
+
+
+def test_demo_writes_what_it_says(tmp_path):
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    made = demo(
+        tmp_path / "d", steps=3, rows=10, digits=30, metrics=["effectiveness"], progress=False
+    )
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert sorted(p.name for p in (tmp_path / "d").iterdir()) == [
+        "graph.png", "grid.png", "model", "table.csv", "table.md", "training.png",
+    ]  # fmt: skip
+    for what in ("grid", "graph", "training"):
+        with Image.open(made.paths[what]) as image:
+            assert np.asarray(image)[..., :3].std() > 5
+    page = made.paths["table"].read_text()
+    assert "3 training steps" in page
+    assert "| effectiveness: thickness [px] |" in page
+    assert sj.load(made.paths["model"]).graph.parents("image") == ("thickness", "intensity")
+    assert (made.frame[made.frame.method == "oracle"].value < 0.1).all()
+
+
+def test_demo_prints_where(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("subjunctive.demo.STEPS", 2)
+    monkeypatch.setattr("subjunctive.demo.evaluate", _quick)
+    shown, _ = run("demo", "--digits", 30, "--rows", 10)
+    assert "effectiveness" in shown
+    assert "table      demo/table.md" in shown
+    assert (tmp_path / "demo" / "grid.png").exists()
+
+
+def _quick(model, data, **options):
+    return sj.evaluate(model, data, **(options | {"metrics": ["effectiveness"]}))
