@@ -1,8 +1,8 @@
 """Keep what a proof or benchmark measured, and write `docs/proof.md` from all that was kept.
 
-A run calls `Record(...)`, adds rows and claims, and saves `benchmarks/results/<name>.json`: command,
-seeds, versions, machine, and a hash of the package's code that it ran on (the syntax trees of the
-modules it imported, without docstrings, so that a changed comment does not make a proof stale).
+A run calls `Record(...)`, adds rows and claims, and saves `benchmarks/results/<name>.json`: the
+command, seeds, versions, machine, and a hash of the package's code that it ran on (the syntax trees
+of the modules it imported, without docstrings: a changed comment does not make a proof stale).
 
     python benchmarks/record.py          writes docs/proof.md anew; stale results are marked
 """
@@ -26,14 +26,10 @@ RESULTS, PAGE, SOURCE = ROOT / "benchmarks" / "results", ROOT / "docs" / "proof.
 VERSIONS = ("subjunctive", "torch", "zuko", "numpy", "scipy", "scikit-image", "scikit-learn")
 
 
-def code_hash(modules: list[str]) -> str:
-    """Return a hash of the modules' syntax trees without docstrings, or `gone`."""
-    digest = hashlib.sha256()
-    for module in sorted(modules):
-        base = SOURCE / Path(*module.split("."))
-        path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
-        if not path.exists():
-            return "gone"
+def module_hashes() -> dict[str, str]:
+    """Return module -> a hash of its syntax tree without docstrings."""
+    hashes = {}
+    for path in sorted(SOURCE.rglob("*.py")):
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
@@ -41,8 +37,17 @@ def code_hash(modules: list[str]) -> str:
                 value = body[0].value
                 if isinstance(value, ast.Constant) and isinstance(value.value, str):
                     node.body = body[1:]  # type: ignore[attr-defined]
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()[:16]
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        hashes[name] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return hashes
+
+
+def code_hash(modules: list[str], hashes: dict[str, str]) -> str:
+    """Return one hash of the modules, or `gone` if one is no more."""
+    if not set(modules) <= set(hashes):
+        return "gone"
+    return hashlib.sha256("".join(hashes[m] for m in sorted(modules)).encode()).hexdigest()[:16]
 
 
 @dataclass
@@ -67,23 +72,42 @@ class Record:
     table: list[str] = field(default_factory=list)
     group: list[str] = field(default_factory=list)
 
-    def claim(self, what: str, values: list[float], bound: float | None = None,
-              at_most: bool = True, unit: str = "") -> None:
+    def __post_init__(self) -> None:
+        """Remember the code as it is now: it may be edited while the run goes on."""
+        self._hashes = module_hashes()
+
+    def claim(
+        self,
+        what: str,
+        values: list[float],
+        bound: float | None = None,
+        at_most: bool = True,
+        unit: str = "",
+    ) -> None:
         """Add a figure: median and spread over seeds, and whether it keeps its bound."""
         median = statistics.median(values)
         holds = None if bound is None else (median <= bound if at_most else median >= bound)
-        self.claims.append({"what": what, "values": values, "median": median, "bound": bound,
-                            "at_most": at_most, "holds": holds, "unit": unit})
+        self.claims.append(
+            {
+                "what": what,
+                "values": values,
+                "median": median,
+                "bound": bound,
+                "at_most": at_most,
+                "holds": holds,
+                "unit": unit,
+            }
+        )
 
     def save(self) -> Path:
         """Write the JSON and the page."""
         modules = sorted(m for m in sys.modules if m.split(".")[0] == "subjunctive")
         kept = asdict(self) | {
             "modules": modules,
-            "code": code_hash(modules),
+            "code": code_hash(modules, self._hashes),
             "versions": {v: metadata.version(v) for v in VERSIONS},
             "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python "
-                       f"{platform.python_version()}",
+            f"{platform.python_version()}",
         }
         RESULTS.mkdir(parents=True, exist_ok=True)
         path = RESULTS / f"{self.name}.json"
@@ -104,19 +128,28 @@ def spread(values: list[float]) -> str:
     return f"{number(statistics.median(values))} ({number(min(values))} to {number(max(values))})"
 
 
-def section(kept: dict[str, Any]) -> list[str]:
+def section(kept: dict[str, Any], hashes: dict[str, str]) -> list[str]:
     """Write one result as Markdown."""
-    stale = code_hash(kept["modules"]) != kept["code"]
+    stale = code_hash(kept["modules"], hashes) != kept["code"]
     lines = [f"## {kept['title']}", "", kept["about"], ""]
     if stale:
         lines += ["**Stale**: the code has changed since this was measured.", ""]
-    lines += ["```", kept["command"], "```", "",
-              f"Seeds {kept['seeds']}; {kept['machine']}; code {kept['code']}; "
-              + ", ".join(f"{k} {v}" for k, v in kept["versions"].items()) + ".", ""]
+    lines += [
+        "```",
+        kept["command"],
+        "```",
+        "",
+        f"Seeds {kept['seeds']}; {kept['machine']}; code {kept['code']}; "
+        + ", ".join(f"{k} {v}" for k, v in kept["versions"].items())
+        + ".",
+        "",
+    ]
     if kept["claims"]:
         lines += ["| what | median (range over seeds) | asked | |", "|---|---|---|---|"]
         for c in kept["claims"]:
-            asked = "" if c["bound"] is None else f"{'≤' if c['at_most'] else '≥'} {number(c['bound'])}"
+            asked = (
+                "" if c["bound"] is None else f"{'≤' if c['at_most'] else '≥'} {number(c['bound'])}"
+            )
             verdict = {True: "holds", False: "**fails**", None: ""}[c["holds"]]
             unit = f" {c['unit']}" if c["unit"] else ""
             lines.append(f"| {c['what']} | {spread(c['values'])}{unit} | {asked} | {verdict} |")
@@ -147,13 +180,14 @@ def write_page() -> None:
     lines = [
         "# What was measured",
         "",
-        "Every figure below was written by the command above it, with the seeds, the versions and a "
-        "hash of the code that it ran on. Medians, with the range over seeds in brackets. What did "
+        "Every figure below was written by the command above it, with the seeds, the versions and "
+        "a hash of the code that it ran on. Medians, with the range over seeds in brackets. What did "
         "not come out is listed as it came out.",
         "",
     ]
+    hashes = module_hashes()
     for path in sorted(RESULTS.glob("*.json")):
-        lines += section(json.loads(path.read_text()))
+        lines += section(json.loads(path.read_text()), hashes)
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text("\n".join(lines).rstrip() + "\n")
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -13,7 +14,6 @@ from typer.testing import CliRunner
 
 import subjunctive as sj
 from subjunctive import cli, evidence, experiment
-from subjunctive.demo import demo
 
 TABLE = """
 data:
@@ -107,7 +107,7 @@ assert not late, late
 def test_public_names_are_those_that_type_checkers_see():
     import ast
 
-    tree = ast.parse(open(sj.__file__).read())
+    tree = ast.parse(Path(sj.__file__).read_text())
     seen = {
         (node.module.removeprefix("subjunctive."), alias.asname)
         for node in ast.walk(tree)
@@ -149,7 +149,7 @@ def test_fit_saves_what_was_fitted(place, tmp_path):
         ("scm.SCM", "variable.Batch", "config.model.mechanisms: Batch has no argument"),
         ("data:\n", "data: 3\nother:\n", "the section 'data' holds no keys"),
         ("  $class: scm.SCM\n", "", "'\\$class' is missing"),
-        ("lr: 1e-2", "lr: fast", "fast"),
+        ("lr: 1e-2", "lr: fast", "config.fit.lr: 'fast' is no number"),
         ("fit:", "fit: [", "is no YAML"),
     ],
 )
@@ -178,9 +178,7 @@ def test_counterfactual_of_a_table(place, tmp_path):
     assert (dosed.site == "south").all()
     # The model is linear: what was seen of the outcome is followed exactly.
     model = sj.load(place / "table")
-    again = sj.counterfactual(
-        model, sj.Batch.of(rows, list(model.variables.values())), {"stage": 3}
-    )
+    again = sj.counterfactual(model, rows, {"stage": 3})
     assert np.allclose(late.outcome[seen], again["outcome"][torch.tensor(seen)], atol=1e-4)
 
 
@@ -193,7 +191,7 @@ def test_counterfactual_of_pictures_reads_their_labels(place, tmp_path):
         assert np.asarray(image)[..., :3].std() > 20
     a, b = np.load(tmp_path / "a.npz"), np.load(tmp_path / "b.npz")
     assert a["image"].shape == (3, 2, 1, 32, 32)
-    assert list(a["worlds"])[0] == "factual"
+    assert a["worlds"][0] == "factual"
     shown = [np.asarray(Image.open(place / f"{i}.png")) / 255 for i in (0, 1)]
     assert np.allclose(a["image"][0, :, 0], shown, atol=1e-5)
     assert np.allclose(a["thickness"][1], 3.0)
@@ -293,10 +291,15 @@ def test_pictures_of_any_kind_become_the_models(tmp_path, shape, channels):
     if shape in ((2,), (4,)):
         pixels[..., -1] = 255
     Image.fromarray(pixels).save(tmp_path / "p.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "wide.png")
     x = sj.Variable("x", (channels, 6, 5))
-    found = evidence.read_evidence([tmp_path / "p.png"], {"x": x}).values["x"]
-    assert found.shape == (1, channels, 6, 5)
-    assert torch.allclose(found[0, -1], torch.from_numpy(grey / 255).float(), atol=1e-6)
+    files = [tmp_path / "p.png", tmp_path / "wide.png"]
+    found = evidence.read_evidence(files, {"x": x}).values["x"]
+    assert found.shape == (2, channels, 6, 5)
+    assert torch.allclose(found, torch.from_numpy(grey / 255).float().expand(found.shape))
+    for other in ((channels, 5, 6), (4, 6, 5)):
+        with pytest.raises(ValueError, match=r"is 5 x 6 pixels; .* is 6 x 5|4 channels"):
+            evidence.read_evidence(files, {"x": sj.Variable("x", other)})
 
 
 def test_tables_are_read_with_what_is_missing(tmp_path):
@@ -329,35 +332,26 @@ def test_tables_are_read_with_what_is_missing(tmp_path):
         evidence.read_evidence([path, path], v)
 
 
-def test_demo_writes_what_it_says(tmp_path):
+def test_demo_writes_what_it_says_and_says_where(tmp_path, monkeypatch):
+    def quick(model, data, **options):
+        return sj.evaluate(model, data, **(options | {"metrics": ["effectiveness"]}))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("subjunctive.demo.evaluate", quick)
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    made = demo(
-        tmp_path / "d", steps=3, rows=10, digits=30, metrics=["effectiveness"], progress=False
-    )
+    shown, _ = run("demo", "--steps", 3, "--digits", 30, "--rows", 10)
     assert torch.equal(before, torch.random.get_rng_state())
-    assert sorted(p.name for p in (tmp_path / "d").iterdir()) == [
-        "graph.png", "grid.png", "model", "table.csv", "table.md", "training.png",
-    ]  # fmt: skip
+    assert "effectiveness" in shown
+    names = {"grid.png", "graph.png", "training.png", "table.md", "table.csv", "model"}
+    assert {p.name for p in (tmp_path / "demo").iterdir()} == names
+    assert all(re.search(rf"^\w+ +demo/{name}$", shown, re.MULTILINE) for name in names)
     for what in ("grid", "graph", "training"):
-        with Image.open(made.paths[what]) as image:
+        with Image.open(tmp_path / "demo" / f"{what}.png") as image:
             assert np.asarray(image)[..., :3].std() > 5
-    page = made.paths["table"].read_text()
+    page = (tmp_path / "demo" / "table.md").read_text()
     assert "3 training steps" in page
     assert "| effectiveness: thickness [px] |" in page
-    assert sj.load(made.paths["model"]).graph.parents("image") == ("thickness", "intensity")
-    assert (made.frame[made.frame.method == "oracle"].value < 0.1).all()
-
-
-def test_demo_prints_where(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("subjunctive.demo.STEPS", 2)
-    monkeypatch.setattr("subjunctive.demo.evaluate", _quick)
-    shown, _ = run("demo", "--digits", 30, "--rows", 10)
-    assert "effectiveness" in shown
-    assert "table      demo/table.md" in shown
-    assert (tmp_path / "demo" / "grid.png").exists()
-
-
-def _quick(model, data, **options):
-    return sj.evaluate(model, data, **(options | {"metrics": ["effectiveness"]}))
+    assert sj.load(tmp_path / "demo" / "model").graph.parents("image") == ("thickness", "intensity")
+    frame = pandas.read_csv(tmp_path / "demo" / "table.csv")
+    assert (frame[frame.method == "oracle"].value < 0.1).all()

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import shutil
 import signal
 
 import joblib
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from subjunctive.checkpoint import StoreError, steps
+from subjunctive.checkpoint import StoreError, read, steps
 from subjunctive.graph import Graph
 from subjunctive.mechanisms.linear import LinearGaussian
 from subjunctive.scm import SCM
@@ -475,6 +476,18 @@ def test_patience_holds_over_a_resumption(tmp_path):
     second = quiet(parts, rows(), directory=tmp_path, resume=True, **settings)
     assert (first.steps, first.best) == (second.steps, second.best)
     assert torch.equal(weights(whole), weights(parts))
+
+
+def test_a_best_from_beyond_the_checkpoint_is_not_trusted(tmp_path):
+    settings = {"valid": rows(16, 1), "valid_every": 1, "patience": 5, "steps": 12}
+    quiet(Regression(), rows(), directory=tmp_path, save_every=5, lr=0.05, **settings)
+    shutil.rmtree(tmp_path / "step-000000012")  # as if the power went off before it was written
+    assert list(steps(tmp_path, "best")) == [12]
+    model = Regression()
+    done = quiet(model, rows(), directory=tmp_path, resume=True, lr=0.02, **settings)
+    assert done.best["step"] == 12
+    kept = read(steps(tmp_path, "best")[12], "state.json")[1]["model.safetensors"]
+    assert torch.equal(kept["line.weight"], model.line.weight)
 
 
 # Precision, threads, faces ------------------------------------------------------------------------

@@ -36,8 +36,11 @@ def run(seed: int, missing: float, out: Path) -> dict[str, Any]:
     _, status, usage = os.wait4(child.pid, 0)
     if status:
         raise SystemExit(f"the demo failed with status {status}")
-    return {"minutes": (time.perf_counter() - began) / 60, "memory": usage.ru_maxrss / 2**20,
-            "table": pandas.read_csv(out / "table.csv")}
+    return {
+        "minutes": (time.perf_counter() - began) / 60,
+        "memory": usage.ru_maxrss / 2**20,
+        "table": pandas.read_csv(out / "table.csv"),
+    }
 
 
 def main() -> None:
@@ -49,13 +52,17 @@ def main() -> None:
     asked = f" --missing {a.missing:g}" if a.missing else ""
     half = f", {a.missing:.0%} of the labels missing" if a.missing else ""
     record = Record(
-        "digits" + ("-missing" if a.missing else ""), "MorphoDigits: real digits, the demo" + half,
+        "digits" + ("-missing" if a.missing else ""),
+        "MorphoDigits: real digits, the demo" + half,
         "`python -m subjunctive demo` from rendering to table. Held-out digits; `inside`: targets "
         "from the observational marginals; `far`: rows in which thickness moves by 0.7 px or more. "
         "Errors are measured on the pixels of the counterfactual and compared with the true one.",
         "python benchmarks/proof/causal_diffae.py --seeds " + " ".join(map(str, a.seeds)) + asked,
-        method=0, seeds=a.seeds, group=["intervention", "support", "metric", "node", "method"],
-        table=["value", "floor"])
+        method=0,
+        seeds=a.seeds,
+        group=["intervention", "support", "metric", "node", "method"],
+        table=["value", "floor"],
+    )
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in a.seeds:
@@ -68,8 +75,13 @@ def main() -> None:
         found = []
         for r in runs:
             t = r["table"]
-            rows = t[(t.method == "model") & (t.metric == metric) & (t.node == node)
-                     & (t.intervention == do) & (t.support.isin(["inside", "observed"]))]
+            rows = t[
+                (t.method == "model")
+                & (t.metric == metric)
+                & (t.node == node)
+                & (t.intervention == do)
+                & (t.support.isin(["inside", "observed"]))
+            ]
             found.append(float(rows[column].iloc[0]))
         return found
 
@@ -78,21 +90,46 @@ def main() -> None:
     record.claim("peak memory of the demo, GB", [r["memory"] for r in runs], 4)
     for what, metric, node, do, bound, unit in (
         ("thickness error after do(thickness)", "effectiveness", "thickness", thick, 0.25, "px"),
-        ("intensity error after do(thickness): it follows", "effectiveness", "intensity", thick, 8,
-         "of 255"),
+        (
+            "intensity error after do(thickness): it follows",
+            "effectiveness",
+            "intensity",
+            thick,
+            8,
+            "of 255",
+        ),
         ("intensity error after do(intensity)", "effectiveness", "intensity", ink, 8, "of 255"),
-        ("thickness error after do(intensity): it stays", "effectiveness", "thickness", ink, 0.25,
-         "px"),
+        (
+            "thickness error after do(intensity): it stays",
+            "effectiveness",
+            "thickness",
+            ink,
+            0.25,
+            "px",
+        ),
         ("thickness error, far", "effectiveness, far", "thickness", thick, 0.30, "px"),
-        ("error to the true image over copy-and-rescale's, far",
-         "ratio to copy and rescale, far", "image", thick, 0.75, ""),
+        (
+            "error to the true image over copy-and-rescale's, far",
+            "ratio to copy and rescale, far",
+            "image",
+            thick,
+            0.75,
+            "",
+        ),
     ):
         record.claim(what, values(metric, node, do), bound, unit=unit)
     for do in (thick, ink):
-        lost = [100 * (f - v) for v, f in zip(values("identity", "digit", do),
-                                              values("identity", "digit", do, "floor"), strict=True)]
-        record.claim(f"digit accuracy lost against the true counterfactuals, {do}", lost, 2,
-                     unit="points")
+        lost = [
+            100 * (f - v)
+            for v, f in zip(
+                values("identity", "digit", do),
+                values("identity", "digit", do, "floor"),
+                strict=True,
+            )
+        ]
+        record.claim(
+            f"digit accuracy lost against the true counterfactuals, {do}", lost, 2, unit="points"
+        )
     record.claim("composition, residual kept", values("composition", "image", "do()"))
     record.save()
 

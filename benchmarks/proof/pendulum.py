@@ -1,8 +1,8 @@
 """Pendulum: a counterfactual moves the shadow as physics does, against models that cannot.
 
-Every model sees the same 5,000 images and labels for the same CPU time. Interventions are drawn from
-the training marginals; the error is the mean absolute difference to the true counterfactual on the
-pixels that truly change, and within the shadow's region apart.
+Every model sees the same 5,000 images and labels for the same CPU time. Interventions are drawn
+from the training marginals; the error is the mean absolute difference to the true counterfactual
+on the pixels that truly change, and within the shadow's region apart.
 
     python benchmarks/proof/pendulum.py --seconds 150 --seeds 0 1 2
 """
@@ -38,8 +38,9 @@ LABELS = ("angle", "light", "length", "position")
 class ConditionalVAE(Mechanism):
     """The rival: q(z | x, pa), p(x | z, pa) = N(mean, s^2), s learned; the residual is abducted."""
 
-    def __init__(self, variable: Variable, parents: Sequence[Variable], latent: int = 16,
-                 width: int = 32) -> None:
+    def __init__(
+        self, variable: Variable, parents: Sequence[Variable], latent: int = 16, width: int = 32
+    ) -> None:
         super().__init__(variable, parents)
         channels, side, _ = variable.shape
         self.latent, self.width = latent, width
@@ -48,16 +49,27 @@ class ConditionalVAE(Mechanism):
         self.posterior = nn.Sequential(nn.SiLU(), nn.Linear(128 + labels, 2 * latent))
         up = nn.Upsample(scale_factor=2)
         self.decoder = nn.Sequential(
-            nn.Linear(latent + labels, flat[0] * flat[1] * flat[2]), nn.Unflatten(1, flat), nn.SiLU(),
-            up, nn.Conv2d(4 * width, 2 * width, 3, padding=1), nn.SiLU(),
-            up, nn.Conv2d(2 * width, width, 3, padding=1), nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1), nn.SiLU(),
-            nn.Conv2d(width, 4 * channels, 3, padding=1), nn.PixelShuffle(2))
+            nn.Linear(latent + labels, flat[0] * flat[1] * flat[2]),
+            nn.Unflatten(1, flat),
+            nn.SiLU(),
+            up,
+            nn.Conv2d(4 * width, 2 * width, 3, padding=1),
+            nn.SiLU(),
+            up,
+            nn.Conv2d(2 * width, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, 4 * channels, 3, padding=1),
+            nn.PixelShuffle(2),
+        )
         self.log_scale = nn.Parameter(torch.tensor(-1.0))
 
     def prior(self) -> Prior:
-        return {"code": self.standard_normal(self.latent),
-                "residual": self.standard_normal(*self.variable.shape)}
+        return {
+            "code": self.standard_normal(self.latent),
+            "residual": self.standard_normal(*self.variable.shape),
+        }
 
     def mean(self, z: Tensor, parents: Parents) -> Tensor:
         return self.decoder(torch.cat([z, as_matrix(parents, self.parents)], 1))
@@ -97,8 +109,9 @@ def train(model: SCM, data: Pendulum, seconds: float, seed: int, batch: int = 12
     return steps
 
 
-def errors(answers: list[Any], truths: list[dict[str, Tensor]], data: Pendulum,
-           batch: Batch) -> dict[str, dict[str, float]]:
+def errors(
+    answers: list[Any], truths: list[dict[str, Tensor]], data: Pendulum, batch: Batch
+) -> dict[str, dict[str, float]]:
     """Return the error on changed pixels by intervention: all, in the shadow, elsewhere."""
     found = {}
     before = data.regions(batch.values)["shadow"]
@@ -109,7 +122,9 @@ def errors(answers: list[Any], truths: list[dict[str, Tensor]], data: Pendulum,
         found[node] = {
             "changed pixels": float(gap[changed].mean()),
             "shadow": float(gap[shadow].mean()) if shadow.any() else None,
-            "elsewhere": float(gap[changed & ~shadow].mean()) if (changed & ~shadow).any() else None,
+            "elsewhere": float(gap[changed & ~shadow].mean())
+            if (changed & ~shadow).any()
+            else None,
         }
     return found
 
@@ -129,7 +144,9 @@ def one(seed: int, seconds: float, rows: int) -> list[dict[str, Any]]:
     steps["diffusion autoencoder, no SCM"] = train(free, data, seconds, seed)
     steps["conditional VAE, no SCM"] = train(plain, data, seconds, seed)
     joined = SCM(graph, {n: ours.mechanisms[n] for n in LABELS} | {"image": vae})
-    sizes = {n: sum(p.numel() for p in m.parameters()) for n, m in (("ours", decoder), ("vae", vae))}
+    sizes = {
+        n: sum(p.numel() for p in m.parameters()) for n, m in (("ours", decoder), ("vae", vae))
+    }
     batch = data.test[torch.arange(rows)]
     evidence = batch.only(graph.nodes)
     generator = torch.Generator().manual_seed(seed)
@@ -139,8 +156,10 @@ def one(seed: int, seconds: float, rows: int) -> list[dict[str, Any]]:
     truths = [data.oracle.predict(noise, do) for do in dos]
     parents = [{n: truth[n] for n in LABELS} for truth in truths]
     models = {
-        "CausalDiffAE": (ours, dos), "CausalDiffAE, oracle's parents": (ours, parents),
-        "diffusion autoencoder, no SCM": (free, dos), "conditional VAE, no SCM": (plain, dos),
+        "CausalDiffAE": (ours, dos),
+        "CausalDiffAE, oracle's parents": (ours, parents),
+        "diffusion autoencoder, no SCM": (free, dos),
+        "conditional VAE, no SCM": (plain, dos),
         "conditional VAE, our SCM": (joined, dos),
     }
     answers = {n: counterfactual(m, evidence, d, seed=seed) for n, (m, d) in models.items()}
@@ -149,8 +168,16 @@ def one(seed: int, seconds: float, rows: int) -> list[dict[str, Any]]:
     out = []
     for name, answer in answers.items():
         for node, gaps in errors(answer, truths, data, batch).items():
-            out.append({"seed": seed, "model": name, "do": node, "steps": steps.get(name),
-                        "parameters": sizes["vae" if "VAE" in name else "ours"], **gaps})
+            out.append(
+                {
+                    "seed": seed,
+                    "model": name,
+                    "do": node,
+                    "steps": steps.get(name),
+                    "parameters": sizes["vae" if "VAE" in name else "ours"],
+                    **gaps,
+                }
+            )
     return out
 
 
@@ -162,13 +189,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     a = parser.parse_args()
     record = Record(
-        "pendulum", "Pendulum: counterfactual images against the truth",
+        "pendulum",
+        "Pendulum: counterfactual images against the truth",
         "32x32 colour pendulums with noisy shadow. Mean absolute error (of 1) to the true "
         f"counterfactual on the pixels that truly change, {a.rows} held-out rows, targets from the "
         f"training marginals; {a.seconds:g} CPU-seconds of training a model, equal sizes.",
         f"python benchmarks/proof/pendulum.py --seconds {a.seconds:g} --seeds "
-        + " ".join(map(str, a.seeds)), method=0, seeds=a.seeds,
-        group=["do", "model"], table=["changed pixels", "shadow", "elsewhere"])
+        + " ".join(map(str, a.seeds)),
+        method=0,
+        seeds=a.seeds,
+        group=["do", "model"],
+        table=["changed pixels", "shadow", "elsewhere"],
+    )
     for seed in a.seeds:
         record.rows += one(seed, a.seconds, a.rows)
 
@@ -178,18 +210,31 @@ def main() -> None:
         return sum(cells) / len(cells)
 
     for column in ("changed pixels", "shadow", "elsewhere"):
-        for rival in ("conditional VAE, no SCM", "diffusion autoencoder, no SCM",
-                      "conditional VAE, our SCM"):
+        for rival in (
+            "conditional VAE, no SCM",
+            "diffusion autoencoder, no SCM",
+            "conditional VAE, our SCM",
+        ):
             ratios = [mean(s, rival, column) / mean(s, "CausalDiffAE", column) for s in a.seeds]
             asked = 3.0 if column == "changed pixels" and "our" not in rival else None
-            record.claim(f"error of the {rival} over ours, {column}, mean over interventions",
-                         ratios, asked, at_most=False, unit="times")
-    graph_part = [mean(s, "CausalDiffAE", "changed pixels")
-                  / mean(s, "CausalDiffAE, oracle's parents", "changed pixels") for s in a.seeds]
+            record.claim(
+                f"error of the {rival} over ours, {column}, mean over interventions",
+                ratios,
+                asked,
+                at_most=False,
+                unit="times",
+            )
+    graph_part = [
+        mean(s, "CausalDiffAE", "changed pixels")
+        / mean(s, "CausalDiffAE, oracle's parents", "changed pixels")
+        for s in a.seeds
+    ]
     record.claim("our error over that with the oracle's parents", graph_part, unit="times")
     sizes = {r["model"]: r["parameters"] for r in record.rows}
-    record.notes.append(f"Parameters of the image mechanism: ours {sizes['CausalDiffAE']:,}, the "
-                        f"conditional VAE {sizes['conditional VAE, no SCM']:,}.")
+    record.notes.append(
+        f"Parameters of the image mechanism: ours {sizes['CausalDiffAE']:,}, the "
+        f"conditional VAE {sizes['conditional VAE, no SCM']:,}."
+    )
     record.save()
 
 

@@ -216,16 +216,25 @@ def put(
     files: Mapping[str, Tensors],
     kind: str = "step",
 ) -> Path:
-    """Write the checkpoint of a step, then drop all but the last two steps and the last best."""
+    """Write the checkpoint of a step; a new "step" drops all but the last two and the last best."""
     path = directory / f"{kind}-{step:09d}"
     if not path.exists():
         write(path, STATE, {"kind": "training", "step": step, **document}, files)
+    if kind != "step":
+        return path
     keep = {*list(steps(directory).values())[-2:], *list(steps(directory, "best").values())[-1:]}
     for old in directory.iterdir():
         ours = old.name.lstrip(".").startswith(("step-", "best-"))
         if old.is_dir() and ours and old not in keep:
             shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def forget(directory: Path, after: int) -> None:
+    """Drop the best of steps after one that a run goes back to."""
+    for step, path in steps(directory, "best").items():
+        if step > after:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def moments(optimiser: Optimizer) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ thicker or brighter; each answer is set beside the true one, the same digit rend
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +61,6 @@ def demo(
     steps: int | None = None,
     rows: int = 500,
     digits: int = DIGITS,
-    metrics: Sequence[str] | None = None,
     progress: bool = True,
 ) -> Demo:
     """Train on real digits, judge counterfactuals of held-out ones, write pictures and a table.
@@ -74,7 +72,6 @@ def demo(
         steps: of training; `STEPS` if not given.
         rows: held-out digits that are judged.
         digits: source digits, held-out ones included.
-        metrics: which to measure; all if not given.
         progress: show bars.
 
     Raises:
@@ -100,7 +97,7 @@ def demo(
             progress=progress,
         )
         save(model, paths["model"], overwrite=True)
-        frame = evaluate(model, data, rows=rows, metrics=metrics, seed=seed, progress=progress)
+        frame = evaluate(model, data, rows=rows, seed=seed, progress=progress)
         pictures = {
             "grid": draw(model, data, seed)[0, 0],
             "graph": graph(data.graph, variables=data.variables),

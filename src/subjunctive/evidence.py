@@ -153,10 +153,10 @@ def _read_picture(path: Path, variable: Variable) -> NDArray[np.float32]:
     try:
         with Image.open(path) as file:
             wide = file.mode.startswith("I")  # 16 bits, which have no colour
-            pixels = np.asarray(file if wide else file.convert(mode), np.float32)
+            pixels = np.array(file if wide else file.convert(mode), dtype=np.float32)
     except (OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"{path} is no picture that can be read: {error}") from error
-    pixels = pixels / (65535 if wide else 255)
+    pixels /= 65535 if wide else 255
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], channels, axis=2)
     if pixels.shape != (height, width, channels):

@@ -90,8 +90,10 @@ def load(directory: str | os.PathLike[str], classes: Iterable[Any] = ()) -> nn.M
             file and what to do.
     """
     document, files = read(directory, CONFIG)
-    parts = (document.get("model"), document.get("dtypes"), document.get("aliases"))
-    if document.get("kind") != "model" or set(files) != {WEIGHTS} or None in parts:
+    tables = [document.get("dtypes"), document.get("aliases")]
+    sound = all(isinstance(t, dict) and all(isinstance(v, str) for v in t.values()) for t in tables)
+    sound = sound and {*document["dtypes"].values()} <= DTYPES.keys() and "" in document["dtypes"]
+    if document.get("kind") != "model" or set(files) != {WEIGHTS} or not sound:
         raise StoreError(f"{Path(directory) / CONFIG} does not describe a saved model")
     return _rebuild(document, files[WEIGHTS], classes, str(directory)).eval()
 
@@ -144,7 +146,7 @@ def _rebuild(
 ) -> nn.Module:
     """Build the model of a config and fill in its weights: all of them and no other."""
     with seeded(0):
-        model = Reader(classes, tensors).root(document["model"], "model")
+        model = Reader(classes, tensors).root(document.get("model"), "model")
     if not isinstance(model, nn.Module):
         raise StoreError(f"{where} describes a {type(model).__name__}, not a model")
     dtypes = document["dtypes"]
@@ -168,7 +170,7 @@ def _rebuild(
 def _differences(given: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> list[str]:
     """Name every tensor that is missing, unknown, or of another shape or dtype than is needed."""
     wrong = [f"{n!r} is missing" for n in needed if n not in given]
-    wrong += [f"{n!r} is unknown{nearest(n, needed)}" for n in given if n not in needed]
+    wrong += [f"{n!r} is unknown.{nearest(n, needed)}" for n in given if n not in needed]
     for name, tensor in needed.items():
         other = given.get(name, tensor)
         if (other.dtype, other.shape) != (tensor.dtype, tensor.shape):

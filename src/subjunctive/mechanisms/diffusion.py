@@ -4,25 +4,25 @@ The noise of an image has a small semantic part, the code `c ~ N(0, I)`, which a
 the image, q(c | x), and a part for every pixel. With D(x_t, t; pa, c) = E[x | x_t, pa, c] there are
 two ways to spend the latter:
 
-    one evaluation   x = m + s(m) r,  m = D(e, t=1; pa, c)          e, r ~ N(0, I)
+    one evaluation   x = m + s(pa) r,  m = D(e, t=1; pa, c)      e, r ~ N(0, I)
     a sampler        x = ODE or ancestral chain of D(. ; pa, c), started at its own noise
 
-In the first, `s r` is the residual of a stated Gaussian likelihood, as in a VAE, and abduction
-takes c from the encoder, e from its prior and r = (x - m) / s: the round trip is exact. The scale s
-is one number, or a map read from m (`spread`): a picture's errors lie along its edges, and so an
-edge that an intervention has moved does not leave its old error behind. In the second, abduction
-runs the sampler backward. One denoiser serves both. Its loss is
+In the first, `s r` is the residual of a stated Gaussian likelihood, as in a VAE; log s is linear in
+the parents, so that r does not tell, by its size, what they were (a brighter image has larger
+errors). Abduction takes c from the encoder, e from its prior and r = (x - m) / s: the round trip is
+exact. In the second, abduction runs the sampler backward. One denoiser serves both. Its loss is
 
     -log N(x; m, s^2)                        rows at t = 1, a share `anchor` of them
     + w_t |x - D(alpha x + sigma e, t; pa, c)|^2 / 2      rows at other times
-    + KL(q(c | x) || N(0, I)),
+    + beta KL(q(c | x) || N(0, I)),
 
 in nats an entry of x. The KL makes a code that repeats what the parents say a waste: what they
-know is cheaper to take from them. In a share `drop` of the rows the parents are declared absent, so
-that an intervention can be given a strength at inference: with guidance w the estimate is
-`D(absent) + w (D(pa) - D(absent))`. So that nothing tips the balance between code and parents, the
-code learns from the rows alone that have both the parents and t = 1, whose terms are an ELBO (with
-`anchor=0`, from all rows that have the parents).
+know is cheaper to take from them, and beta > 1 buys more of this independence for less detail. In a
+share `drop` of the rows the parents are declared absent, so that an intervention can be given a
+strength at inference: with guidance w the estimate is `D(absent) + w (D(pa) - D(absent))`. So that
+nothing tips the balance between code and parents, the code learns from the rows alone that have
+both the parents and t = 1, whose terms are an ELBO (with `anchor=0`, from all that have the
+parents).
 """
 
 from __future__ import annotations
@@ -82,8 +82,6 @@ class Diffusion(Mechanism):
         drop: share of training rows in which the parents are declared absent.
         anchor: share of training rows at t = 1.
         beta: weight of the KL.
-        spread: m `(B, C, H, W)` -> log s(m), of the same shape; None for one number. It learns from
-            the errors as they are, and does not let the mean neglect where they are large.
 
     Raises:
         ValueError: if encoder and code do not go together, or a share is none.
@@ -101,7 +99,6 @@ class Diffusion(Mechanism):
         drop: float = 0.1,
         anchor: float = 0.5,
         beta: float = 1.0,
-        spread: nn.Module | None = None,
     ) -> None:
         super().__init__(variable, parents)
         if (encoder is None) != (code == 0):
@@ -115,8 +112,9 @@ class Diffusion(Mechanism):
                 )
         self.denoiser, self.encoder, self.code, self.sampler = denoiser, encoder, code, sampler
         self.guidance, self.drop, self.anchor, self.beta = guidance, drop, anchor, beta
-        self.spread = spread
-        self.log_scale = nn.Parameter(torch.tensor(-1.0))
+        self.log_scale = nn.Linear(condition_width(parents, 0), 1)
+        nn.init.zeros_(self.log_scale.weight)
+        nn.init.constant_(self.log_scale.bias, -1.0)
 
     def prior(self) -> Prior:
         """Return N(0, I) for the code and for every part of the pixels' noise."""
@@ -134,7 +132,7 @@ class Diffusion(Mechanism):
         if self.sampler is not None:
             return self.sampler(denoise, u)
         mean = denoise(u["start"], self._last(u["start"]))
-        return mean + self.scale(mean) * u["residual"]
+        return mean + self.scale(parents, mean) * u["residual"]
 
     def abduct(self, x: Tensor, parents: Parents) -> Noise:
         """Draw the code from the encoder, then explain the pixels."""
@@ -147,13 +145,12 @@ class Diffusion(Mechanism):
             return noise | self.sampler.invert(denoise, x)
         start = torch.randn_like(x)
         mean = denoise(start, self._last(x))
-        return noise | {"start": start, "residual": (x - mean) / self.scale(mean)}
+        return noise | {"start": start, "residual": (x - mean) / self.scale(parents, x)}
 
-    def scale(self, mean: Tensor) -> Tensor:
-        """Return the standard deviation of the residual, of the mean's shape or one number."""
-        if self.spread is None:
-            return self.log_scale.exp()
-        return self.spread(mean).clamp(-5.0, 1.0).exp()
+    def scale(self, parents: Parents, x: Tensor) -> Tensor:
+        """Return the residual's standard deviation, one a row, to multiply rows of x's shape."""
+        present = self.condition(parents, None, self.origin.new_ones(len(x), 1))
+        return column(self.log_scale(present).clamp(-7.0, 3.0).exp(), x)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of q(code | x), `(B, code)` each."""
@@ -177,7 +174,7 @@ class Diffusion(Mechanism):
         return guided_together(self.denoiser, there, absent, self.guidance)
 
     def loss(self, x: Tensor, parents: Parents) -> dict[str, Tensor]:
-        """Return `nll`, `denoise`, `kl` and `spread` in nats an entry of x, `(B,)` each."""
+        """Return `nll`, `denoise` and `kl` in nats an entry of x, `(B,)` each."""
         rows, entries = len(x), math.prod(self.variable.shape)
         code, terms = None, {}
         if self.encoder is not None:
@@ -198,16 +195,10 @@ class Diffusion(Mechanism):
             terms["kl"] = torch.where(taught, terms["kl"], 0.0)
         error = self.denoiser(noisy, t, self.condition(parents, code, keep)) - x
         square = error.square().reshape(rows, -1).mean(1)
-        nll = (
-            square * torch.exp(-2 * self.log_scale) / 2 + self.log_scale + math.log(2 * math.pi) / 2
-        )
+        log_scale = self.log_scale(self.condition(parents, None, keep))[:, 0].clamp(-7.0, 3.0)
+        nll = square * torch.exp(-2 * log_scale) / 2 + log_scale + math.log(2 * math.pi) / 2
         zero = torch.zeros_like(square)
         terms["nll"] = torch.where(last, nll, zero)
-        if self.spread is not None:
-            mean, miss = (error + x).detach(), error.detach()
-            scale = self.scale(mean)
-            fit = ((miss / scale).square() / 2 + scale.log()).reshape(rows, -1).mean(1)
-            terms["spread"] = torch.where(last, fit, zero)
         terms["denoise"] = torch.where(last, zero, self.denoiser.weight(t) * square / 2)
         return terms
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
 
 from subjunctive.card import Card
 from subjunctive.diffusion import Cosine, Denoiser, Sampler, Schedule
@@ -132,14 +131,9 @@ class CausalDiffAE:
         encoder = ConvEncoder(
             channels, (height, across), 2 * code, widths=tuple(width * m for m in multipliers)
         )
-        spread = nn.Sequential(
-            nn.Conv2d(channels, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, channels, 3, padding=1)
-        )
         built.setdefault(
             image,
-            Diffusion(
-                x, parents, denoiser, encoder, code, sampler, guidance, drop, anchor, beta, spread
-            ),
+            Diffusion(x, parents, denoiser, encoder, code, sampler, guidance, drop, anchor, beta),
         )
         labels = [variables[n] for n in graph.order if n != image]
         reader = ConvEncoder(

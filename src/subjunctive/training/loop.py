@@ -333,11 +333,22 @@ class Run:
         self.fit, self.stale = Fit(**document["fit"]), document["stale"]
         self.scaler.load_state_dict(document["scaler"])
         self.step = self.fit.steps
-        best = checkpoint.steps(self.place, "best") if self.place else {}
-        if self.fit.best and self.plan.patience is not None and best:
-            kept = checkpoint.read(best[max(best)], checkpoint.STATE)[1]["model.safetensors"]
-            self.kept = {name: tensor.to(self.device) for name, tensor in kept.items()}
+        self._recall()
         return f"The last checkpoint is {path}."
+
+    def _recall(self) -> None:
+        """Take up the best weights so far; where they are gone, the search for them starts anew."""
+        if self.place is None or self.fit.best is None:
+            return
+        if self.state.is_main_process:
+            checkpoint.forget(self.place, self.step)
+        self.state.wait_for_everyone()
+        path = checkpoint.steps(self.place, "best").get(int(self.fit.best["step"]))
+        if path is None:
+            self.fit.best, self.stale = None, 0
+        elif self.plan.patience is not None:
+            kept = checkpoint.read(path, checkpoint.STATE)[1]["model.safetensors"]
+            self.kept = {name: tensor.to(self.device) for name, tensor in kept.items()}
 
 
 def _adamw(player: Player, own: list[nn.Parameter], plan: Plan) -> torch.optim.Optimizer:

@@ -27,11 +27,13 @@ def few_threads() -> Iterator[None]:
 
     before = torch.get_num_threads()
     cores = max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    torch.set_num_threads(min(before, cores))
+    if cores < before:
+        torch.set_num_threads(cores)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        if cores < before:
+            torch.set_num_threads(before)
 
 
 @contextmanager
