@@ -96,11 +96,13 @@ def demo(
     steps: Annotated[int | None, typer.Option(help="Training steps.", min=1)] = None,
     rows: Annotated[int, typer.Option(help="Held-out digits to judge.", min=10)] = 500,
     digits: Annotated[int, typer.Option(help="Real digits to use.", min=30)] = 5000,
+    missing: Annotated[float, typer.Option(help="Share of labels to hide.", min=0, max=0.99)] = 0,
 ) -> None:
     """Train on real digits; write counterfactuals of held-out ones, and how sound they are."""
     from subjunctive.demo import demo as run
 
-    made = run(out, seed, steps, rows, digits, progress=sys.stderr.isatty())
+    show = sys.stderr.isatty()
+    made = run(out, seed, steps, rows, digits, missing=missing, progress=show)
     frame = made.frame
     _show(frame[(frame.support == "inside") & frame.metric.isin(HEADLINES)])
     for what, path in made.paths.items():
@@ -293,7 +295,8 @@ def _tidy(answers: dict[str, Answer]) -> DataFrame:
             draws = answer.draws[node]
             if len(draws) > 1 and not answer.variables[node].discrete:
                 low, high = answer.interval(node)
-                frame[f"{node}.low"], frame[f"{node}.high"] = low.cpu(), high.cpu()
+                frame[f"{node}.low"] = low.cpu().numpy()
+                frame[f"{node}.high"] = high.cpu().numpy()
         frame.insert(0, "row", range(len(frame)))
         frame.insert(0, "world", name)
         frames.append(frame)

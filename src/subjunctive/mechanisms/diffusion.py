@@ -4,13 +4,14 @@ The noise of an image has a small semantic part, the code `c ~ N(0, I)`, which a
 the image, q(c | x), and a part for every pixel. With D(x_t, t; pa, c) = E[x | x_t, pa, c] there are
 two ways to spend the latter:
 
-    one evaluation   x = m + s(pa) r,  m = D(e, t=1; pa, c)      e, r ~ N(0, I)
+    one evaluation   x = m + s r,  m = D(e, t=1; pa, c)          e, r ~ N(0, I)
     a sampler        x = ODE or ancestral chain of D(. ; pa, c), started at its own noise
 
-In the first, `s r` is the residual of a stated Gaussian likelihood, as in a VAE; log s is linear in
-the parents, so that r does not tell, by its size, what they were (a brighter image has larger
-errors). Abduction takes c from the encoder, e from its prior and r = (x - m) / s: the round trip is
-exact. In the second, abduction runs the sampler backward. One denoiser serves both. Its loss is
+In the first, `s r` is the residual of a stated Gaussian likelihood, as in a VAE, and abduction
+takes c from the encoder, e from its prior and r = (x - m) / s: the round trip is exact. (One s for
+all: a scale that follows the parents carries a thin stroke's old edge, amplified, into a thick
+one's picture.) In the second, abduction runs the sampler backward. One denoiser serves both. Its
+loss is
 
     -log N(x; m, s^2)                        rows at t = 1, a share `anchor` of them
     + w_t |x - D(alpha x + sigma e, t; pa, c)|^2 / 2      rows at other times
@@ -112,9 +113,7 @@ class Diffusion(Mechanism):
                 )
         self.denoiser, self.encoder, self.code, self.sampler = denoiser, encoder, code, sampler
         self.guidance, self.drop, self.anchor, self.beta = guidance, drop, anchor, beta
-        self.log_scale = nn.Linear(condition_width(parents, 0), 1)
-        nn.init.zeros_(self.log_scale.weight)
-        nn.init.constant_(self.log_scale.bias, -1.0)
+        self.log_scale = nn.Parameter(torch.tensor(-1.0))
 
     def prior(self) -> Prior:
         """Return N(0, I) for the code and for every part of the pixels' noise."""
@@ -132,7 +131,7 @@ class Diffusion(Mechanism):
         if self.sampler is not None:
             return self.sampler(denoise, u)
         mean = denoise(u["start"], self._last(u["start"]))
-        return mean + self.scale(parents, mean) * u["residual"]
+        return mean + self.log_scale.exp() * u["residual"]
 
     def abduct(self, x: Tensor, parents: Parents) -> Noise:
         """Draw the code from the encoder, then explain the pixels."""
@@ -145,12 +144,7 @@ class Diffusion(Mechanism):
             return noise | self.sampler.invert(denoise, x)
         start = torch.randn_like(x)
         mean = denoise(start, self._last(x))
-        return noise | {"start": start, "residual": (x - mean) / self.scale(parents, x)}
-
-    def scale(self, parents: Parents, x: Tensor) -> Tensor:
-        """Return the residual's standard deviation, one a row, to multiply rows of x's shape."""
-        present = self.condition(parents, None, self.origin.new_ones(len(x), 1))
-        return column(self.log_scale(present).clamp(-7.0, 3.0).exp(), x)
+        return noise | {"start": start, "residual": (x - mean) / self.log_scale.exp()}
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of q(code | x), `(B, code)` each."""
@@ -195,8 +189,8 @@ class Diffusion(Mechanism):
             terms["kl"] = torch.where(taught, terms["kl"], 0.0)
         error = self.denoiser(noisy, t, self.condition(parents, code, keep)) - x
         square = error.square().reshape(rows, -1).mean(1)
-        log_scale = self.log_scale(self.condition(parents, None, keep))[:, 0].clamp(-7.0, 3.0)
-        nll = square * torch.exp(-2 * log_scale) / 2 + log_scale + math.log(2 * math.pi) / 2
+        misfit = square * torch.exp(-2 * self.log_scale) / 2
+        nll = misfit + self.log_scale + math.log(2 * math.pi) / 2
         zero = torch.zeros_like(square)
         terms["nll"] = torch.where(last, nll, zero)
         terms["denoise"] = torch.where(last, zero, self.denoiser.weight(t) * square / 2)

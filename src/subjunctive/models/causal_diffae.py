@@ -90,9 +90,9 @@ class CausalDiffAE:
         schedule: Schedule | None = None,
         sampler: Sampler | None = None,
         guidance: float = 1.0,
-        drop: float = 0.1,
-        anchor: float = 0.5,
-        beta: float = 1.0,
+        drop: float = 0.05,
+        anchor: float = 0.9,
+        beta: float = 5.0,
         mechanisms: Mapping[str, Mechanism] | None = None,
     ) -> SCM:
         """Build the SCM."""

@@ -39,7 +39,8 @@ def training(history: DataFrame | Fit, axes: NDArray[Any] | None = None) -> NDAr
         >>> [ax.get_title() for ax in training(pandas.DataFrame(steps))]
         ['loss', 'y.nll']
     """
-    frame: DataFrame = getattr(history, "history", history)
+    given: Any = history
+    frame: DataFrame = getattr(given, "history", given)
     if "step" not in frame or len(frame.columns) < 2:
         raise ValueError(f"training() needs a column 'step' and losses; got {list(frame.columns)}")
     names = dict.fromkeys(str(c).removeprefix("valid/") for c in frame.columns if c != "step")
