@@ -8,6 +8,7 @@ thicker or brighter; each answer is set beside the true one, the same digit rend
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,7 @@ def demo(
     steps: int | None = None,
     rows: int = 500,
     digits: int = DIGITS,
+    missing: float = 0.0,
     progress: bool = True,
 ) -> Demo:
     """Train on real digits, judge counterfactuals of held-out ones, write pictures and a table.
@@ -73,6 +75,7 @@ def demo(
         steps: of training; `STEPS` if not given.
         rows: held-out digits that are judged.
         digits: source digits, held-out ones included.
+        missing: the share of training labels that the model does not see, each by chance.
         progress: show bars.
 
     Raises:
