@@ -23,6 +23,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE, SOURCE = ROOT / "benchmarks" / "results", ROOT / "docs" / "proof.md", ROOT / "src"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 VERSIONS = ("subjunctive", "torch", "zuko", "numpy", "scipy", "scikit-image", "scikit-learn")
 
 
@@ -55,7 +57,7 @@ class Record:
     """One proof: its rows, by seed, and what they claim.
 
     Args:
-        name: of the JSON file. title, about: of its section in the page.
+        name: of the JSON file. title, about: of its section in the page. short: in the README.
         command: what reproduces it, from the repository's root.
         method: the method's id in the list of methods, if it proves one.
     """
@@ -64,6 +66,7 @@ class Record:
     title: str
     about: str
     command: str
+    short: str
     method: int | None = None
     seeds: list[int] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -175,8 +178,21 @@ def grouped(rows: list[dict[str, Any]], keys: list[str], columns: list[str]) -> 
     return [*lines, ""]
 
 
+def figures(results: list[dict[str, Any]]) -> list[str]:
+    """Write the claims that were asked for as one table, for the README."""
+    lines = ["| | measured (range over seeds) | asked | |", "|---|---|---|---|"]
+    for kept in results:
+        for c in kept["claims"]:
+            if c["bound"] is not None:
+                bound = f"{'≤' if c['at_most'] else '≥'} {number(c['bound'])}"
+                found = f"{spread(c['values'])} {c['unit']}".strip()
+                verdict = "holds" if c["holds"] else "**fails**"
+                lines.append(f"| {kept['short']}: {c['what']} | {found} | {bound} | {verdict} |")
+    return lines
+
+
 def write_page() -> None:
-    """Write `docs/proof.md` from every result."""
+    """Write `docs/proof.md` and the README's figures from every result."""
     lines = [
         "# What was measured",
         "",
@@ -186,10 +202,14 @@ def write_page() -> None:
         "",
     ]
     hashes = module_hashes()
-    for path in sorted(RESULTS.glob("*.json")):
-        lines += section(json.loads(path.read_text()), hashes)
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    for kept in results:
+        lines += section(kept, hashes)
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text("\n".join(lines).rstrip() + "\n")
+    before, rest = README.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    README.write_text("\n".join([before + BEGIN, *figures(results), END + after]))
 
 
 if __name__ == "__main__":

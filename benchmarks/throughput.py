@@ -373,6 +373,7 @@ def main() -> None:
         f"of held-out digits against the true ones after {a.seconds:g} CPU-seconds of training; "
         "targets from the training marginals. The reference's error is the lower of its variants.",
         " ".join(["python benchmarks/throughput.py --reference PATH", *given]),
+        "speed",
         method=0,
         seeds=a.seeds,
         group=["do", "model"],

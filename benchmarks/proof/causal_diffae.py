@@ -43,6 +43,16 @@ def run(seed: int, missing: float, out: Path) -> dict[str, Any]:
     }
 
 
+def wide(table: pandas.DataFrame, seed: int) -> list[dict[str, Any]]:
+    """Return a row an intervention, support and method, with a column a metric and node."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for r in table.to_dict("records"):
+        key = {k: r[k] for k in ("intervention", "support", "method")}
+        row = found.setdefault(tuple(key.values()), key | {"seed": seed})
+        row[f"{r['metric']}: {r['node']}"] = r["value"] if r["value"] == r["value"] else None
+    return list(found.values())
+
+
 def main() -> None:
     """Run all seeds and keep the result."""
     parser = argparse.ArgumentParser()
@@ -58,18 +68,17 @@ def main() -> None:
         "from the observational marginals; `far`: rows in which thickness moves by 0.7 px or more. "
         "Errors are measured on the pixels of the counterfactual and compared with the true one.",
         "python benchmarks/proof/causal_diffae.py --seeds " + " ".join(map(str, a.seeds)) + asked,
+        "digits" + half,
         method=0,
         seeds=a.seeds,
-        group=["intervention", "support", "metric", "node", "method"],
-        table=["value", "floor"],
+        group=["intervention", "support", "method"],
     )
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in a.seeds:
             runs.append(run(seed, a.missing, Path(folder) / str(seed)))
-            for row in runs[-1]["table"].to_dict("records"):
-                kept = {k: None if v != v else v for k, v in row.items()}
-                record.rows.append(kept | {"seed": seed})
+            record.rows += wide(runs[-1]["table"], seed)
+    record.table = list(dict.fromkeys(k for r in record.rows for k in r if ":" in k))
 
     def values(metric: str, node: str, do: str, column: str = "value") -> list[float]:
         found = []

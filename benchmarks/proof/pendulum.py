@@ -39,7 +39,7 @@ class ConditionalVAE(Mechanism):
     """The rival: q(z | x, pa), p(x | z, pa) = N(mean, s^2), s learned; the residual is abducted."""
 
     def __init__(
-        self, variable: Variable, parents: Sequence[Variable], latent: int = 16, width: int = 32
+        self, variable: Variable, parents: Sequence[Variable], latent: int = 16, width: int = 28
     ) -> None:
         super().__init__(variable, parents)
         channels, side, _ = variable.shape
@@ -196,6 +196,7 @@ def main() -> None:
         f"training marginals; {a.seconds:g} CPU-seconds of training a model, equal sizes.",
         f"python benchmarks/proof/pendulum.py --seconds {a.seconds:g} --seeds "
         + " ".join(map(str, a.seeds)),
+        "pendulum",
         method=0,
         seeds=a.seeds,
         group=["do", "model"],
