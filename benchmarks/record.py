@@ -197,8 +197,8 @@ def write_page() -> None:
         "# What was measured",
         "",
         "Every figure below was written by the command above it, with the seeds, the versions and "
-        "a hash of the code that it ran on. Medians, with the range over seeds in brackets. What did "
-        "not come out is listed as it came out.",
+        "a hash of the code that it ran on. Medians, with the range over seeds in brackets. What "
+        "did not come out is listed as it came out.",
         "",
     ]
     hashes = module_hashes()

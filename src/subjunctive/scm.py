@@ -95,6 +95,11 @@ class SCM(nn.Module):
         pairs = zip(self.graph.nodes, self.modules_in_order, strict=True)
         return {name: module for name, module in pairs}  # type: ignore[misc]
 
+    @property
+    def parts(self) -> list[nn.Module]:
+        """What has losses of its own: each mechanism, and the encoder."""
+        return [*self.modules_in_order, *([] if self.encoder is None else [self.encoder])]
+
     def batch(self, data: Any) -> Batch:
         """Check rows of evidence and bring them to this model's device and dtype.
 

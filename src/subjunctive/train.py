@@ -75,7 +75,8 @@ def fit(
         weight_decay: of parameters with two axes or more.
         warmup: steps of linear warm-up; at most half of the run.
         decay: of the learning rate after that: `cosine`, to zero, or `constant`.
-        clip: largest norm of a player's gradient; None for no limit.
+        clip: largest norm of a player's gradient, in each of the model's `parts` (an SCM's
+            mechanisms and encoder) on its own; None for no limit.
         ema: decay of the average of the model's weights; None to keep the last weights.
         precision: `no` (as the weights are), `bf16`, or `fp16` with a scaled loss.
         valid: held-out rows or batches; the first player's loss of the averaged model is recorded.

@@ -260,7 +260,7 @@ def table(frame: pandas.DataFrame, digits: int = 3, errors: bool = True) -> pand
 
     def text(value: float, error: float) -> str:
         shown = f"{value:.{digits}g}"
-        return f"{shown} ± {error:.1g}" if errors and error == error else shown
+        return f"{shown} ± {float(f'{error:.1g}'):g}" if errors and error == error else shown
 
     cells = [text(v, e) for v, e in zip(frame.value, frame.standard_error, strict=True)]
     units = [f" [{u}]" if u else "" for u in frame.unit]

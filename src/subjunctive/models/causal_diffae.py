@@ -90,8 +90,8 @@ class CausalDiffAE:
         schedule: Schedule | None = None,
         sampler: Sampler | None = None,
         guidance: float = 1.0,
-        drop: float = 0.05,
-        anchor: float = 0.9,
+        drop: float = 0.03,
+        anchor: float = 0.95,
         beta: float = 5.0,
         mechanisms: Mapping[str, Mechanism] | None = None,
     ) -> SCM:

@@ -78,12 +78,14 @@ def _curve(ax: Axes, frame: DataFrame, term: str) -> None:
 def _new_axes(terms: int) -> NDArray[Any]:
     from matplotlib.figure import Figure
 
-    columns = min(4, terms)
-    rows = -(-terms // columns)
+    rows = -(-terms // 4)
+    columns = -(-terms // rows)
     figure = Figure((2.6 * columns, 1.9 * rows + 0.2), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
     for ax in axes[terms:]:
         ax.set_axis_off()
+    for ax in axes[terms - columns : terms]:
+        ax.tick_params(labelbottom=True)  # the lowest of its column, above an empty place or not
     figure.supxlabel("step", fontsize=9)
     figure.supylabel("mean over rows", fontsize=9)
     return np.array(axes[:terms])

@@ -18,7 +18,7 @@ from subjunctive import checkpoint
 from subjunctive.checkpoint import StoreError
 from subjunctive.training.feed import Feed, reseed
 from subjunctive.training.journal import Journal, open_trackers, summed
-from subjunctive.training.objective import Objective, Player, alone, check_players
+from subjunctive.training.objective import Objective, Player, alone, apart, check_players
 from subjunctive.training.plan import Fit, Moment, Plan
 from subjunctive.training.process import gathered, share, sum_gradients
 from subjunctive.variable import Batch
@@ -95,6 +95,8 @@ class Run:
         self.all = [p for p in self.both.parameters() if p.requires_grad]
         pairs = zip(self.players, self.own, strict=True)
         self.optimisers = [_adamw(player, own, plan) for player, own in pairs]
+        names = [player.name for player in self.players]
+        self.parts = {n: apart(model, own) for n, own in zip(names, self.own, strict=True)}
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=plan.precision == "fp16")
         averaged = [p for p in model.parameters() if p.requires_grad]
         self.average = None if plan.ema is None else Average(averaged, plan.ema)
@@ -190,7 +192,8 @@ class Run:
         self.moved.add(player.name)
         self.scaler.unscale_(optimiser)
         if self.plan.clip is not None:
-            nn.utils.clip_grad_norm_(own, self.plan.clip)
+            for part in self.parts[player.name]:
+                nn.utils.clip_grad_norm_(part, self.plan.clip)
         rate = self.plan.lr if player.lr is None else player.lr
         for group in optimiser.param_groups:
             group["lr"] = rate * self.plan.pace(self.step)

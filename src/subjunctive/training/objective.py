@@ -97,6 +97,26 @@ def alone(own: Iterable[nn.Parameter], everyone: Iterable[nn.Parameter]) -> Iter
             p.requires_grad_(True)
 
 
+def apart(model: nn.Module, own: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Group a player's parameters by the model's `parts`, whose losses do not touch each other.
+
+    A gradient is clipped a group at a time, so that a part whose loss is steep does not slow the
+    others down. A model without `parts` is one group.
+
+    Example:
+        >>> len(apart(nn.Linear(2, 1), list(nn.Linear(2, 1).parameters())))
+        1
+    """
+    home: dict[int, int] = {}
+    for i, part in enumerate(getattr(model, "parts", ())):
+        for p in part.parameters():
+            home.setdefault(id(p), i)
+    groups: dict[int, list[nn.Parameter]] = {}
+    for p in own:
+        groups.setdefault(home.get(id(p), -1), []).append(p)
+    return list(groups.values())
+
+
 def check_players(
     players: Sequence[Player], model: nn.Module, objective: nn.Module
 ) -> list[list[nn.Parameter]]:
