@@ -1,7 +1,7 @@
 """CausalDiffAE on real digits: the demo, as a newcomer runs it, seed by seed.
 
-Each run is `python -m subjunctive demo`, in a process of its own and with an empty cache, from rendering
-to table, with its time and peak memory; the claims are read from the tables that it writes.
+Each run is `python -m subjunctive demo`, in a process of its own and with an empty cache, from
+rendering to table, with its time and peak memory; the claims are read from the tables it writes.
 
     python benchmarks/proof/causal_diffae.py --seeds 0 1 2
     python benchmarks/proof/causal_diffae.py --seeds 0 1 2 --missing 0.5

@@ -125,3 +125,16 @@ def seeded(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Put a module into evaluation mode, and every part back into its own afterwards."""
+    modes = {m: m.training for m in model.modules()} if isinstance(model, nn.Module) else {}
+    try:
+        for module in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from subjunctive.graph import Graph
 from subjunctive.intervention import Checked, Intervention, Then, as_do
-from subjunctive.mechanism import Noise, seeded
+from subjunctive.mechanism import Noise, evaluating, seeded
 from subjunctive.scm import Model
 from subjunctive.variable import Batch, Variable, known
 
@@ -116,19 +115,6 @@ class Answer(Mapping[str, Tensor]):
                     [variable.categories[v] for v in values] if variable.discrete else values
                 )
         return pandas.DataFrame(columns)
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Put a module into evaluation mode, and every part back into its own afterwards."""
-    modes = {m: m.training for m in model.modules()} if isinstance(model, nn.Module) else {}
-    try:
-        for module in modes:
-            module.training = False
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 class Intervened:

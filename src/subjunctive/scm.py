@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from subjunctive.completion import Completion, Encoder, complete
 from subjunctive.graph import Graph
 from subjunctive.intervention import act, as_do
-from subjunctive.mechanism import Density, Mechanism, Noise, draw, seeded, where
+from subjunctive.mechanism import Density, Mechanism, Noise, draw, evaluating, seeded, where
 from subjunctive.variable import Batch, Variable, known
 
 
@@ -259,7 +259,7 @@ class SCM(nn.Module):
         """Draw n rows from the model, under interventions where `do` is given."""
         if n < 1:
             raise ValueError(f"sample() needs n of at least 1, got {n}")
-        with seeded(seed):
+        with seeded(seed), evaluating(self):
             return self.predict(self.noise(n), do)
 
     def log_prob(self, data: Any, draws: int = 1) -> Tensor:
