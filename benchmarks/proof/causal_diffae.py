@@ -44,12 +44,13 @@ def run(seed: int, missing: float, out: Path) -> dict[str, Any]:
 
 
 def wide(table: pandas.DataFrame, seed: int) -> list[dict[str, Any]]:
-    """Return a row an intervention, support and method, with a column a metric and node."""
+    """Return a row an intervention, support and metric, with a column a method."""
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     for r in table.to_dict("records"):
-        key = {k: r[k] for k in ("intervention", "support", "method")}
+        key = {k: r[k] for k in ("intervention", "support")}
+        key["metric"] = f"{r['metric']}: {r['node']}"
         row = found.setdefault(tuple(key.values()), key | {"seed": seed})
-        row[f"{r['metric']}: {r['node']}"] = r["value"] if r["value"] == r["value"] else None
+        row[r["method"]] = r["value"] if r["value"] == r["value"] else None
     return list(found.values())
 
 
@@ -71,14 +72,14 @@ def main() -> None:
         "digits" + half,
         method=0,
         seeds=a.seeds,
-        group=["intervention", "support", "method"],
+        group=["intervention", "support", "metric"],
     )
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in a.seeds:
             runs.append(run(seed, a.missing, Path(folder) / str(seed)))
             record.rows += wide(runs[-1]["table"], seed)
-    record.table = list(dict.fromkeys(k for r in record.rows for k in r if ":" in k))
+    record.table = list(runs[0]["table"].method.unique())
 
     def values(metric: str, node: str, do: str, column: str = "value") -> list[float]:
         found = []
