@@ -243,10 +243,10 @@ def main() -> None:
         f"conditional VAE {sizes['conditional VAE, no SCM']:,}."
     )
     record.notes.append(
-        "The code's width (6) and beta (30) were chosen after a first run with 32 and 5, by the error "
-        "on test rows of seed 0; the rivals' settings were not tuned. In that first run (90 "
-        "CPU-seconds a model, same seeds) the rivals without the SCM had 1.34 (conditional VAE) and "
-        "1.33 (diffusion autoencoder) times our error on changed pixels."
+        "The code's width (6) and beta (30) were chosen after a first run with 32 and 5, by the "
+        "error on test rows of seed 0; the rivals' settings were not tuned. In that first run (90 "
+        "CPU-seconds a model, same seeds) the rivals without the SCM had 1.34 (conditional VAE) "
+        "and 1.33 (diffusion autoencoder) times our error on changed pixels."
     )
     record.save()
 
