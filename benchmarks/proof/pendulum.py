@@ -199,7 +199,8 @@ def main() -> None:
         "Pendulum: counterfactual images against the truth",
         "32x32 colour pendulums with noisy shadow. Mean absolute error (of 1) to the true "
         f"counterfactual on the pixels that truly change, {a.rows} held-out rows, targets from the "
-        f"training marginals; {a.seconds:g} CPU-seconds of training a model, ours the smaller one (below).",
+        f"training marginals; {a.seconds:g} CPU-seconds of training a model, ours the smaller "
+        "one (below).",
         f"python benchmarks/proof/pendulum.py --seconds {a.seconds:g} --seeds "
         + " ".join(map(str, a.seeds)),
         "pendulum",
