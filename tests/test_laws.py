@@ -81,7 +81,9 @@ def test_the_laws_of_prediction_hold_under_an_intervention():
     for do in ({"t": -3.0}, {"t": Shift(2.0)}):
         done = intervene(model, do)
         laws = [law for law in MODEL_LAWS if law.__name__ in PREDICTION]
-        run(laws, done, Batch(done.predict(done.noise(200))))
+        report = run(laws, done, Batch(done.predict(done.noise(200))))
+        assert len(report) == len(PREDICTION)
+        assert set(report.values()) == {"holds"}
 
 
 PREDICTION = (
@@ -112,4 +114,7 @@ def test_the_laws_of_prediction_hold_for_an_oracle():
     laws = [law for law in MODEL_LAWS if law.__name__ in (*PREDICTION, "edges_act")]
     with seeded(0):
         noise = oracle.noise(200)
-    run(laws, oracle, Batch(oracle.predict(noise), context={f"u.{k}": u for k, u in noise.items()}))
+    context = {f"u.{k}": u for k, u in noise.items()}
+    report = run(laws, oracle, Batch(oracle.predict(noise), context=context))
+    assert len(report) == len(laws)
+    assert set(report.values()) == {"holds"}
