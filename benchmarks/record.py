@@ -2,7 +2,8 @@
 
 A run calls `Record(...)`, adds rows and claims, and saves `benchmarks/results/<name>.json`: the
 command, seeds, versions, machine, and a hash of the package's code that it ran on (the syntax trees
-of the modules it imported, without docstrings: a changed comment does not make a proof stale).
+of the modules it imported, without docstrings and without indexes, which only name what stands
+elsewhere: a changed comment or a new public name does not make a proof stale).
 
     python benchmarks/record.py          writes docs/proof.md anew; stale results are marked
 """
@@ -29,10 +30,12 @@ VERSIONS = ("subjunctive", "torch", "zuko", "numpy", "scipy", "scikit-image", "s
 
 
 def module_hashes() -> dict[str, str]:
-    """Return module -> a hash of its syntax tree without docstrings."""
+    """Return module -> a hash of its syntax tree without docstrings; indexes are left out."""
     hashes = {}
     for path in sorted(SOURCE.rglob("*.py")):
         tree = ast.parse(path.read_text())
+        if path.name == "__init__.py" and is_index(path, tree):
+            continue
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
@@ -43,6 +46,12 @@ def module_hashes() -> dict[str, str]:
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         hashes[name] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
     return hashes
+
+
+def is_index(path: Path, tree: ast.Module) -> bool:
+    """Tell whether a package's file only names what stands in others."""
+    plain = ast.Import | ast.ImportFrom | ast.Expr | ast.Assign
+    return path.parent.parent == SOURCE or all(isinstance(node, plain) for node in tree.body)
 
 
 def code_hash(modules: list[str], hashes: dict[str, str]) -> str:
@@ -104,7 +113,7 @@ class Record:
 
     def save(self) -> Path:
         """Write the JSON and the page."""
-        modules = sorted(m for m in sys.modules if m.split(".")[0] == "subjunctive")
+        modules = sorted(m for m in sys.modules if m in self._hashes)
         kept = asdict(self) | {
             "modules": modules,
             "code": code_hash(modules, self._hashes),

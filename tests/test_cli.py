@@ -212,7 +212,7 @@ def test_counterfactual_of_pictures_reads_their_labels(place, tmp_path):
         ("table", "rows.csv", "stage+=1", "o.csv", "Shift needs a continuous node"),
         ("table", "rows.csv", "dose=inf", "o.csv", "not finite"),
         ("table", "rows.csv", "dose=1", "o.png", "the model has none"),
-        ("table", "rows.csv", "dose=1", "o.txt", "neither .png, .csv nor .npz"),
+        ("table", "rows.csv", "dose=1", "o.txt", "none of .png, .csv, .parquet, .npz"),
         ("table", "0.png", "dose=1", "o.csv", "0 nodes that are"),
         ("table", "table.yaml", "dose=1", "o.csv", "0 nodes that are"),
         ("table", "none.csv", "dose=1", "o.csv", "there is no evidence at"),
@@ -273,10 +273,10 @@ def test_methods_are_the_cards(tmp_path):
     _, said = run("methods", "CausalDifAE", code=2)
     assert "Did you mean 'CausalDiffAE'" in said
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{cli.MARKS[0]}\nold\n{cli.MARKS[1]}\nafter\n")
+    page.write_text(f"before\n{cli.catalogue.MARKS[0]}\nold\n{cli.catalogue.MARKS[1]}\nafter\n")
     run("methods", "--into", page)
-    assert page.read_text().startswith(f"before\n{cli.MARKS[0]}\n| Method |")
-    assert page.read_text().endswith(f"{cli.MARKS[1]}\nafter\n")
+    assert page.read_text().startswith(f"before\n{cli.catalogue.MARKS[0]}\n| Method |")
+    assert page.read_text().endswith(f"{cli.catalogue.MARKS[1]}\nafter\n")
     assert "old" not in page.read_text()
     page.write_text("no marks")
     run("methods", "--into", page, code=2)
@@ -355,3 +355,108 @@ def test_demo_writes_what_it_says_and_says_where(tmp_path, monkeypatch):
     assert sj.load(tmp_path / "demo" / "model").graph.parents("image") == ("thickness", "intensity")
     frame = pandas.read_csv(tmp_path / "demo" / "table.csv")
     assert (frame[frame.method == "oracle"].value < 0.1).all()
+
+
+def test_sample_draws_from_the_model_under_interventions(place, tmp_path):
+    out = tmp_path / "s.csv"
+    run("sample", place / "table", "-n", 50, "--do", "dose=1", "--seed", 3, "--out", out)
+    frame, model = pandas.read_csv(out), sj.load(place / "table")
+    drawn = sj.intervene(model, {"dose": 1.0}).sample(50, seed=3)
+    assert (frame.dose == 1).all()
+    assert np.allclose(frame.outcome, drawn["outcome"], atol=1e-4)
+    run("sample", place / "digits", "-n", 2, "--out", tmp_path / "s.png")
+    with Image.open(tmp_path / "s.png") as image:
+        assert np.asarray(image)[..., :3].std() > 10
+    _, said = run("sample", place / "table", "-n", 2, "--out", tmp_path / "s.png", code=2)
+    assert "the model has none" in said
+
+
+def test_effect_is_that_of_the_library(place):
+    words = ["effect", place / "table", "--treatment", "dose", "--outcome", "outcome"]
+    words += ["--values", "0", "1", "--draws", 500, "--seed", 1]
+    out, _ = run(*words)
+    model = sj.load(place / "table")
+    found = sj.effect(model, "dose", "outcome", (0.0, 1.0), draws=500, seed=1)
+    assert f"{float(found.estimate):.4g}" in out
+    assert "effective draws 500" in out
+    through, _ = run(*[w if w != "dose" else "age" for w in words], "--through", "dose")
+    assert [line.split()[0] for line in through.splitlines()[-4:]] == ["TE", "NDE", "NIE", "NIE"]
+    _, said = run(*[w if w != "outcome" else "outcom" for w in words], code=2)
+    assert "Did you mean 'outcome'" in said
+
+
+def test_info_names_every_node_and_counts_parameters(place):
+    out, _ = run("info", place / "table")
+    model = sj.load(place / "table")
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in out
+    assert all(node in out for node in model.graph.nodes)
+
+
+def test_an_exported_mechanism_answers_as_the_model_does(place, tmp_path):
+    from subjunctive.export import standalone
+
+    run("export", place / "digits", "--out", tmp_path / "d.pt2")
+    program = torch.export.load(tmp_path / "d.pt2").module()
+    model = sj.load(place / "digits")
+    _, values = standalone(model, "image")
+    with sj.seeded(5):
+        noise = model.noise(5)
+    world = model.predict(noise)
+    given = [noise["image"][k] for k in ("code", "start", "residual")]
+    parents = [world[v.name] for v in model.mechanisms["image"].parents]
+    with torch.no_grad():
+        assert torch.allclose(program(*given, *parents), world["image"], atol=1e-4)
+    assert len(values) == len(given) + len(parents)
+    _, said = run("export", place / "table", "--out", tmp_path / "d.pt2", code=2)
+    assert "name --node" in said
+    _, said = run("export", place / "digits", "--out", tmp_path / "d.txt", code=2)
+    assert "neither .pt2 nor .onnx" in said
+
+
+@pytest.mark.parametrize("method", ["LinearGaussian", "Ordinal", "ConditionalFlow", "CausalDiffAE"])
+def test_a_config_to_start_from_starts(tmp_path, method):
+    text, _ = run("config", method)
+    (tmp_path / "c.yaml").write_text(text)
+    config = experiment.read_yaml(tmp_path / "c.yaml")
+    config["data"] |= {"digits": 30, "copies": 1} if method == "CausalDiffAE" else {"train": 50}
+    made = experiment.read_experiment(config)
+    assert made.run(steps=1, batch_size=8, progress=False).steps == 1
+    assert method in str([type(m).__name__ for m in made.model.modules()]) + text
+
+
+def test_config_says_what_there_is(tmp_path):
+    _, said = run("config", "LinearGausian", code=2)
+    assert "Did you mean 'LinearGaussian'" in said
+    _, said = run("config", "Known", code=2)
+    assert "a part that needs fn" in said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [("steps", "step", 14), ("system", "sistem", 4), ("outcome:", "outcom:", 13),
+     ("linear.Linear", "linear.Linar", 9)],
+)  # fmt: skip
+def test_errors_name_the_line(tmp_path, old, new, line):
+    (tmp_path / "c.yaml").write_text(TABLE.replace(old, new, 1))
+    _, said = run("fit", tmp_path / "c.yaml", "--out", tmp_path / "m", code=2)
+    assert f"c.yaml, line {line}: " in said, said
+
+
+def test_a_fit_goes_on_from_its_checkpoints(place, tmp_path):
+    words = ["fit", place / "table.yaml", "--checkpoints", tmp_path / "run"]
+    run(*words, "--out", tmp_path / "a")
+    _, said = run(*words, "--out", tmp_path / "b", code=2)
+    assert "holds a run already" in said
+    run(*words, "--out", tmp_path / "b", "--resume")
+    a, b = sj.load(tmp_path / "a"), sj.load(tmp_path / "b")
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    _, said = run("fit", place / "table.yaml", "--out", tmp_path / "c", "--resume", code=2)
+    assert "--resume needs --checkpoints" in said
+
+
+def test_cite_names_each_paper_of_a_model_once(place):
+    out, _ = run("cite", place / "table")
+    titles = re.findall(r"title = {(.*)}", out)
+    used = {type(m).card.title for m in sj.load(place / "table").mechanisms.values()}
+    assert sorted(titles) == sorted(used)
+    assert len(used) == 3

@@ -22,6 +22,7 @@ import os
 import pkgutil
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,8 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        """Reads `1e-3` as a number, as JSON and people do."""
-
-    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
     try:
-        config = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
+        config = yaml.load(Path(path).read_text(encoding="utf-8"), _loader())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
@@ -77,6 +73,78 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError(f"{path}: the section {section!r} holds no keys")
     return config
+
+
+def _loader() -> Any:
+    """Return a YAML loader that builds plain values, and reads `1e-3` as a number."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Reads `1e-3` as a number, as JSON and people do."""
+
+    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    return Loader
+
+
+def lines(text: str) -> dict[str, int]:
+    """Return the line of every key of a YAML text, `config.section.key` -> 1, 2, ...
+
+    Example:
+        >>> lines("fit:\\n  steps: 3\\n")
+        {'config.fit': 1, 'config.fit.steps': 2}
+    """
+    import yaml
+
+    found: dict[str, int] = {}
+
+    def visit(node: Any, at: str) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                place = f"{at}.{key.value}"
+                found.setdefault(place, key.start_mark.line + 1)
+                visit(value, place)
+        elif isinstance(node, yaml.SequenceNode):
+            for i, value in enumerate(node.value):
+                found.setdefault(f"{at}[{i}]", value.start_mark.line + 1)
+                visit(value, f"{at}[{i}]")
+
+    visit(yaml.compose(text, _loader()), "config")
+    return found
+
+
+@contextmanager
+def located(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let an error about a key of a YAML file name the line that the key stands on."""
+    try:
+        yield
+    except (ValueError, KeyError) as error:
+        text = str(error.args[0]) if error.args else ""
+        try:
+            where = lines(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml_error()):
+            raise error from None
+        line = _line(text, where)
+        if line is None or f"{path}, line" in text:
+            raise
+        raise type(error)(f"{path}, line {line}: {text.removeprefix(f'{path}: ')}") from error
+
+
+def yaml_error() -> type[Exception]:
+    """Return what YAML raises for a text that is none."""
+    import yaml
+
+    return yaml.YAMLError
+
+
+def _line(text: str, where: Mapping[str, int]) -> int | None:
+    """Return the line of the deepest key that a message names, by its path or quoted within it."""
+    named = re.match(r"config[^\s:]*", text)
+    at = named[0] if named else "config"
+    while at not in where and "." in at:
+        at = at[: max(at.rfind("."), at.rfind("["))]
+    quoted = [f"{at}.{word}" for word in re.findall(r"'([^']+)'", text)]
+    return next((where[q] for q in quoted if q in where), where.get(at))
 
 
 def read_data(config: Mapping[str, Any], classes: Iterable[Any] = ()) -> Any:

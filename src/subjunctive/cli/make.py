@@ -1,0 +1,114 @@
+"""Commands that make models and judge them: demo, config, fit, evaluate."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from subjunctive.cli.app import Seed, app, load_model, show
+
+HEADLINES = ("effectiveness", "distance", "distance, far", "identity")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory to write to.")] = Path("demo"),
+    seed: Seed = 0,
+    steps: Annotated[int | None, typer.Option(help="Training steps.", min=1)] = None,
+    rows: Annotated[int, typer.Option(help="Held-out digits to judge.", min=10)] = 500,
+    digits: Annotated[int, typer.Option(help="Real digits to use.", min=30)] = 5000,
+    missing: Annotated[float, typer.Option(help="Share of labels to hide.", min=0, max=0.99)] = 0,
+) -> None:
+    """Train on real digits; write counterfactuals of held-out ones, and how sound they are."""
+    from subjunctive.demo import demo as run
+
+    made = run(out, seed, steps, rows, digits, missing=missing, progress=sys.stderr.isatty())
+    frame = made.frame
+    show(frame[(frame.support == "inside") & frame.metric.isin(HEADLINES)])
+    for what, path in made.paths.items():
+        typer.echo(f"{what:10} {path}")
+
+
+@app.command()
+def config(
+    method: Annotated[str, typer.Argument(help="A method's name, as `methods` lists it.")],
+    out: Annotated[Path | None, typer.Option(help="A .yaml to write instead.")] = None,
+) -> None:
+    """Print an experiment to start from: data, model and fit, every argument at its default."""
+    from subjunctive.cli.starter import starter
+
+    text = starter(method)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    if out.exists():
+        raise ValueError(f"{out} exists; give another --out")
+    out.write_text(text, encoding="utf-8")
+    typer.echo(out)
+
+
+@app.command()
+def fit(
+    config: Annotated[Path, typer.Argument(help="YAML: sections data, model and fit.")],
+    out: Annotated[Path, typer.Option(help="Directory for the model.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a saved model.")] = False,
+    checkpoints: Annotated[Path | None, typer.Option(help="Directory for checkpoints.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last one.")] = False,
+) -> None:
+    """Fit the model of a YAML file and save it."""
+    from subjunctive.experiment import located, read_experiment, read_yaml
+    from subjunctive.store import StoreError, save
+
+    if out.exists() and not (overwrite and (out / "config.json").is_file()):
+        raise StoreError(f"{out} exists; give another --out, or --overwrite a saved model")
+    if resume and checkpoints is None:
+        raise ValueError("--resume needs --checkpoints, the directory of the run to go on with")
+    with located(config):
+        experiment = read_experiment(read_yaml(config))
+    kept = {} if checkpoints is None else {"directory": checkpoints, "resume": resume}
+    done = experiment.run(progress=sys.stderr.isatty(), **kept)
+    save(experiment.model, out, overwrite=overwrite)
+    loss = next((r["loss"] for r in reversed(done.records) if "loss" in r), float("nan"))
+    typer.echo(
+        f"{done.steps} steps, {done.rows_per_second:.0f} rows a second, loss {loss:.4g}: {out}"
+    )
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Directory of a saved model.")],
+    data: Annotated[str, typer.Option(help="A simulator (morpho, pendulum, ...), or a YAML file.")],
+    rows: Annotated[int, typer.Option(help="Held-out rows to judge.", min=10)] = 500,
+    out: Annotated[Path | None, typer.Option(help="A .csv to write, too.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Measure how sound a model's counterfactuals are, against the truth where it is known."""
+    import subjunctive as sj
+    from subjunctive.experiment import located, named_data, read_data, read_yaml
+    from subjunctive.training.process import few_threads
+
+    loaded = load_model(model)
+    file = Path(data).suffix.lower() in (".yaml", ".yml")
+    if file:
+        with located(data):
+            found = read_data(read_yaml(data))
+    else:
+        found = named_data(data)
+    theirs, ours = found.graph.nodes, loaded.graph.nodes
+    if set(theirs) != set(ours):
+        raise ValueError(f"--data {data} has nodes {theirs}, the model {ours}; they must be equal")
+    for node in ours:
+        if found.variables[node].shape != loaded.variables[node].shape:
+            shapes = found.variables[node].shape, loaded.variables[node].shape
+            raise ValueError(
+                f"{node!r} has shape {shapes[0]} in the data, {shapes[1]} in the model"
+            )
+    with few_threads():
+        frame = sj.evaluate(loaded, found, rows=rows, seed=seed, progress=sys.stderr.isatty())
+    show(frame)
+    if out is not None:
+        frame.to_csv(out, index=False)
+        typer.echo(out)
