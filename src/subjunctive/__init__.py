@@ -22,13 +22,18 @@ if TYPE_CHECKING:
     from subjunctive.card import Card as Card
     from subjunctive.checks import check_mechanism as check_mechanism
     from subjunctive.checks import check_model as check_model
+    from subjunctive.citation import cite as cite
+    from subjunctive.data.images import Images as Images
     from subjunctive.data.morpho import MorphoDigits as MorphoDigits
     from subjunctive.data.pendulum import Pendulum as Pendulum
+    from subjunctive.data.table import Table as Table
     from subjunctive.data.tabular import Linear as Linear
     from subjunctive.data.tabular import Nonlinear as Nonlinear
     from subjunctive.effect import effect as effect
     from subjunctive.effect import mediation as mediation
     from subjunctive.graph import Graph as Graph
+    from subjunctive.hub import from_hub as from_hub
+    from subjunctive.hub import push_to_hub as push_to_hub
     from subjunctive.identify import identify as identify
     from subjunctive.intervention import Draw as Draw
     from subjunctive.intervention import Policy as Policy
@@ -55,11 +60,15 @@ if TYPE_CHECKING:
 _HOMES = {
     "card": ("Card",),
     "checks": ("check_mechanism", "check_model"),
+    "citation": ("cite",),
+    "data.images": ("Images",),
     "data.morpho": ("MorphoDigits",),
     "data.pendulum": ("Pendulum",),
+    "data.table": ("Table",),
     "data.tabular": ("Linear", "Nonlinear"),
     "effect": ("effect", "mediation"),
     "graph": ("Graph",),
+    "hub": ("from_hub", "push_to_hub"),
     "identify": ("identify",),
     "intervention": ("Draw", "Policy", "Replace", "Scale", "Set", "Shift"),
     "mechanism": ("Density", "Mechanism", "seeded"),

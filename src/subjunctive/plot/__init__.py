@@ -4,9 +4,15 @@ Every function draws on the axes it is given, or on a new `matplotlib.figure.Fig
 them; nothing goes through pyplot's global state. Save a picture by `axes.figure.savefig(path)`.
 """
 
+from subjunctive.plot.bars import evaluation as evaluation
+from subjunctive.plot.bars import mediation as mediation
+from subjunctive.plot.bars import strengths as strengths
 from subjunctive.plot.curves import training as training
 from subjunctive.plot.diagram import graph as graph
 from subjunctive.plot.pictures import grid as grid
 from subjunctive.plot.pictures import title as title
 from subjunctive.plot.tables import markdown as markdown
 from subjunctive.plot.tables import sections as sections
+from subjunctive.plot.worlds import animate as animate
+from subjunctive.plot.worlds import shift as shift
+from subjunctive.plot.worlds import traversal as traversal
