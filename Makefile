@@ -9,7 +9,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
-.PHONY: install demo test readme clean
+.PHONY: install demo test readme docs clean
 
 install: .venv/installed
 
@@ -32,9 +32,14 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2
 
+# Every page's code is run; a warning is an error.
+docs: install
+	$(PIP) -e ".[docs]"
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
+
 readme: install
 	$(BIN)/subjunctive methods --into README.md
 
 clean:
-	rm -rf .venv demo build dist .mypy_cache .ruff_cache src/*.egg-info
+	rm -rf .venv demo build dist .mypy_cache .ruff_cache src/*.egg-info docs/_build docs/_run docs/methods
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

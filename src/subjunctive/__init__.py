@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from subjunctive.data.images import Images as Images
     from subjunctive.data.morpho import MorphoDigits as MorphoDigits
     from subjunctive.data.pendulum import Pendulum as Pendulum
+    from subjunctive.data.stream import Stream as Stream
     from subjunctive.data.table import Table as Table
     from subjunctive.data.tabular import Linear as Linear
     from subjunctive.data.tabular import Nonlinear as Nonlinear
@@ -64,6 +65,7 @@ _HOMES = {
     "data.images": ("Images",),
     "data.morpho": ("MorphoDigits",),
     "data.pendulum": ("Pendulum",),
+    "data.stream": ("Stream",),
     "data.table": ("Table",),
     "data.tabular": ("Linear", "Nonlinear"),
     "effect": ("effect", "mediation"),
