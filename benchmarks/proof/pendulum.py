@@ -198,7 +198,7 @@ def claims(record: Record) -> None:
             if rival == FREE and column == "changed pixels":
                 causes = ratio(rival, column, ("angle", "light"))
                 what += "do(angle) and do(light), the two that have an effect"
-                record.claim(what, causes, bound, at_most=False, unit="times")
+                record.claim(what, causes, unit="times")  # explains, was not asked
     given, key = f"{OURS}, oracle's parents", "changed pixels"
     pairs = [(mean(s, OURS, key), mean(s, given, key)) for s in record.seeds]
     record.claim(
