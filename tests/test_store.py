@@ -566,7 +566,11 @@ def test_a_forged_config_still_runs_no_code(stored, tmp_path):
     assert not marks.exists()
     place = copy(stored, tmp_path)
     forge(place, lambda d: d["files"].update({"../copy/model.safetensors": "0"}))
-    with pytest.raises(StoreError, match="is missing"):
+    with pytest.raises(StoreError, match="is no file's name"):
+        load(place)
+    place = copy(stored, tmp_path)
+    forge(place, lambda d: d["model"].update(encoder={"$name": "hub.from_hub"}))
+    with pytest.raises(StoreError, match=r"may not name 'hub.from_hub': it is made of parts"):
         load(place)
 
 

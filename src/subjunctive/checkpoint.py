@@ -4,9 +4,10 @@
       config.json           a document; the SHA-256 of every other file; its own checksum
       model.safetensors     tensors by name
 
-It is written beside its place, synced to the disk and renamed, so that a crash leaves the old
-directory or the new one. Reading checks every byte against the checksums before it interprets one;
-nothing is ever unpickled. The checksums reveal damage and careless edits; they prove no author.
+It is written beside its place, synced to the disk and renamed, and renamed before it is deleted, so
+that whatever bears its name is whole, at whichever instant the process is killed. Reading checks
+every byte against the checksums before it interprets one; nothing is ever unpickled. The checksums
+reveal damage and careless edits; they prove no author.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +97,17 @@ def read(
     files = {}
     for file, expected in document["files"].items():
         path = place / file
-        if Path(file).name != file or not path.is_file():
-            raise StoreError(f"{path} is missing; copy the whole directory again")
-        data = path.read_bytes()
+        if Path(file).name != file:
+            raise StoreError(f"{place / name} names {file!r}, which is no file's name")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            why = (
+                "is missing"
+                if isinstance(error, FileNotFoundError)
+                else f"cannot be read ({error})"
+            )
+            raise StoreError(f"{path} {why}; copy the whole directory again") from error
         if hashlib.sha256(data).hexdigest() != expected:
             raise StoreError(
                 f"{path} {_kind(data)}: its SHA-256 differs from the one in {name}; "
@@ -117,13 +127,17 @@ def _document(place: Path, name: str) -> dict[str, Any]:
         )
     if not path.is_file():
         found = ", ".join(sorted(p.name for p in place.iterdir())[:8]) if place.is_dir() else ""
+        left = sorted(place.parent.glob(f".{place.name}.*.old")) if place.name else []
         raise StoreError(
             f"{path} is missing"
             + (f"; the directory holds {found or 'nothing'}" if place.is_dir() else "")
+            + (f"; {left[-1]} is what stood there when it was replaced: rename it" if left else "")
             + "; give a directory that subjunctive wrote"
         )
     try:
         document = json.loads(path.read_bytes().decode(), parse_constant=_refuse)
+        told = document.pop("checksum", None) if isinstance(document, dict) else None
+        true = _checksum(document)
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is not JSON ({error}); copy the whole directory again") from error
     if not isinstance(document, dict) or "schema" not in document:
@@ -133,8 +147,7 @@ def _document(place: Path, name: str) -> dict[str, Any]:
             f"{path} has schema {document['schema']!r}, this version reads {SCHEMA}; "
             "install the version of subjunctive that wrote it"
         )
-    told = document.pop("checksum", None)
-    if told != _checksum(document) or not isinstance(document.get("files"), dict):
+    if told != true or not isinstance(document.get("files"), dict):
         raise StoreError(
             f"{path} was changed after it was written (its checksum differs); copy it again, or "
             "build the edited model with from_config and save that"
@@ -200,6 +213,14 @@ def _swap(fresh: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _remove(place: Path) -> None:
+    """Delete a directory; it loses its name first, so that no half of it is ever found by name."""
+    hidden = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
+    with suppress(OSError):  # it may be gone, or be held open by a reader
+        os.replace(place, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
 # A run in training --------------------------------------------------------------------------------
 
 
@@ -226,7 +247,7 @@ def put(
     for old in directory.iterdir():
         ours = old.name.lstrip(".").startswith(("step-", "best-"))
         if old.is_dir() and ours and old not in keep:
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
     return path
 
 
@@ -234,7 +255,35 @@ def forget(directory: Path, after: int) -> None:
     """Drop the best of steps after one that a run goes back to."""
     for step, path in steps(directory, "best").items():
         if step > after:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
+
+
+@contextmanager
+def claimed(directory: Path | None) -> Iterator[None]:
+    """Keep a run's directory to this run; the system lets go of it when the process ends.
+
+    Raises:
+        StoreError: if another run, in this process or in another, writes there.
+    """
+    if directory is None or os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    directory.mkdir(parents=True, exist_ok=True)
+    number = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(
+                f"another run is writing to {directory}; wait for it, or give another directory"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(number)
 
 
 def moments(optimiser: Optimizer) -> dict[str, Tensor]:

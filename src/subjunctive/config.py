@@ -11,7 +11,8 @@ the signatures:
     {"$float": "inf"}, {"$dtype": "float32"}, {"$enum": "module.Class", "value": "MEMBER"}
 
 A name is relative to this package, or is in `torch.nn` or `torch.distributions`, or is that of a
-class or function given as `classes=`; whatever a text says, nothing else is imported or called.
+class or function given as `classes=`; whatever a text says, nothing else is imported or called. A
+saved model is built from the rooms that models are made of alone: it cannot read data or train.
 """
 
 from __future__ import annotations
@@ -39,12 +40,19 @@ DTYPES: dict[str, torch.dtype] = {
     for d in vars(torch).values()
     if isinstance(d, torch.dtype) and not d.is_complex
 }
+PARTS = (
+    *("completion", "diffusion", "encoders", "graph", "intervention", "mechanism", "mechanisms"),
+    *("models", "nn", "scm", "variable"),
+)
 _FACES = ("__main__", "cli", "app", "plot", "demo", "experiment")
 _DISTRIBUTIONS = (
     *("Normal", "Uniform", "Laplace", "Gumbel", "Exponential", "Gamma", "Beta", "LogNormal"),
     *("StudentT", "Poisson", "Bernoulli", "Categorical", "Independent"),
 )
-_WRONG = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError)
+_WRONG = (
+    *(TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError),
+    MemoryError,  # a forged shape
+)
 _TAGS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("$ref", "$name", "$graph", "$tuple", "$dict", "$float", "$dtype"), ()),
     "$tensor": ("dtype", "shape"),
@@ -129,11 +137,19 @@ def _name_of(value: Any, at: str) -> str:
     return last
 
 
-def _resolve(name: Any, classes: Mapping[str, Any], at: str) -> Any:
-    """Return the class or function of a name, from those known alone."""
+def _resolve(
+    name: Any, classes: Mapping[str, Any], at: str, rooms: tuple[str, ...] | None = None
+) -> Any:
+    """Return the class or function of a name, from those known alone; of these rooms if given."""
     if not isinstance(name, str):
         raise StoreError(f"{at}: a name is a text, got {name!r}")
     prefix, _, last = name.rpartition(".")
+    ours = f"subjunctive.{prefix}" in _modules()
+    if ours and rooms is not None and prefix.split(".")[0] not in rooms:
+        raise StoreError(
+            f"{at}: a saved model may not name {name!r}: it is made of parts of "
+            f"{', '.join(rooms)}, torch.nn and torch.distributions, and of your classes=[...]"
+        )
     options = _named(prefix) if prefix else classes
     if last in options:
         return options[last]
@@ -267,11 +283,17 @@ class Reader:
     Args:
         classes: classes and functions from outside this package that may be named.
         tensors: the long tensors, by name.
+        rooms: the parts of this package that may be named; None for all but its faces.
     """
 
-    def __init__(self, classes: Iterable[Any], tensors: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        classes: Iterable[Any],
+        tensors: Mapping[str, Tensor],
+        rooms: tuple[str, ...] | None = None,
+    ) -> None:
         self.classes = {c.__name__: c for c in classes}
-        self.tensors = tensors
+        self.tensors, self.rooms = tensors, rooms
         self._shared: dict[Any, Any] = {}
 
     def root(self, value: Any, at: str) -> Any:
@@ -304,8 +326,11 @@ class Reader:
             what = value[tag] if tag == "$class" else f"this {tag}"
             raise StoreError(f"{at}: {what} cannot be built: {error}") from error
 
+    def _resolve(self, name: Any, at: str) -> Any:
+        return _resolve(name, self.classes, at, self.rooms)
+
     def _class(self, value: dict[str, Any], at: str) -> Any:
-        cls: Any = _resolve(value["$class"], self.classes, at)
+        cls: Any = self._resolve(value["$class"], at)
         if not inspect.isclass(cls):
             raise StoreError(f"{at}: {value['$class']!r} is a function; name it by '$name'")
         own = hasattr(cls, "to_config") and hasattr(cls, "from_config")
@@ -337,7 +362,7 @@ class Reader:
         return self._shared[value["$ref"]]
 
     def _name(self, value: dict[str, Any], at: str) -> Any:
-        return _resolve(value["$name"], self.classes, at)
+        return self._resolve(value["$name"], at)
 
     def _graph(self, value: dict[str, Any], at: str) -> Graph:
         return Graph.parse(value["$graph"])
@@ -368,7 +393,7 @@ class Reader:
         return DTYPES[value["$dtype"]]
 
     def _enum(self, value: dict[str, Any], at: str) -> Enum:
-        cls = _resolve(value["$enum"], self.classes, at)
+        cls = self._resolve(value["$enum"], at)
         if not _is_a(cls, Enum):
             raise StoreError(f"{at}: {value['$enum']!r} is no enumeration")
         member: Enum = cls[value["value"]]

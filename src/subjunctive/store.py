@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from subjunctive.checkpoint import StoreError as StoreError
 from subjunctive.checkpoint import read, write
-from subjunctive.config import DTYPES, Reader, Writer
+from subjunctive.config import DTYPES, PARTS, Reader, Writer
 from subjunctive.config import from_config as from_config
 from subjunctive.config import to_config as to_config
 from subjunctive.mechanism import seeded
 from subjunctive.variable import nearest
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_FLOATS = {name for name, dtype in DTYPES.items() if dtype.is_floating_point}
 
 
 def save(model: nn.Module, directory: str | os.PathLike[str], overwrite: bool = False) -> None:
@@ -92,7 +93,8 @@ def load(directory: str | os.PathLike[str], classes: Iterable[Any] = ()) -> nn.M
     document, files = read(directory, CONFIG)
     tables = [document.get("dtypes"), document.get("aliases")]
     sound = all(isinstance(t, dict) and all(isinstance(v, str) for v in t.values()) for t in tables)
-    sound = sound and {*document["dtypes"].values()} <= DTYPES.keys() and "" in document["dtypes"]
+    sound = sound and {*document["dtypes"].values()} <= _FLOATS and "" in document["dtypes"]
+    sound = sound and isinstance(document.get("package"), str)
     if document.get("kind") != "model" or set(files) != {WEIGHTS} or not sound:
         raise StoreError(f"{Path(directory) / CONFIG} does not describe a saved model")
     return _rebuild(document, files[WEIGHTS], classes, str(directory)).eval()
@@ -146,7 +148,7 @@ def _rebuild(
 ) -> nn.Module:
     """Build the model of a config and fill in its weights: all of them and no other."""
     with seeded(0):
-        model = Reader(classes, tensors).root(document.get("model"), "model")
+        model = Reader(classes, tensors, PARTS).root(document.get("model"), "model")
     if not isinstance(model, nn.Module):
         raise StoreError(f"{where} describes a {type(model).__name__}, not a model")
     dtypes = document["dtypes"]

@@ -82,7 +82,7 @@ def fit(
         valid: held-out rows or batches; the first player's loss of the averaged model is recorded.
         valid_every: steps between validations; a twentieth of the run by default.
         patience: validations without a better one before the run ends; the best weights are kept.
-        directory: for checkpoints: the last two and the best.
+        directory: for checkpoints: the last two and the best; of one run at a time.
         save_every: steps between checkpoints; a tenth of the run by default.
         resume: go on from the last checkpoint in the directory, if there is one.
         seed: of the order of rows and of all draws; torch's own generators are left as found.
@@ -136,7 +136,8 @@ def fit(
     if patience is not None and valid is None:
         raise ValueError("patience counts validations: give valid, too")
     place = _place(directory, resume)
-    with few_threads(), seeded(seed), interrupts() as caught:
+    claim = checkpoint.claimed(place if os.environ.get("RANK", "0") == "0" else None)
+    with claim, few_threads(), seeded(seed), interrupts() as caught:
         return Run(
             *(model, objective, plan, feed, held_out, place, resume, progress),
             *(trackers, callbacks, caught),

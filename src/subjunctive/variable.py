@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -74,8 +75,18 @@ class Variable:
         """Refuse what no node can be."""
         object.__setattr__(self, "shape", tuple(self.shape))
         object.__setattr__(self, "categories", tuple(str(c) for c in self.categories))
-        if not self.name:
-            raise ValueError("a Variable needs a non-empty name")
+        if not self.name or not isinstance(self.name, str) or not isinstance(self.unit, str):
+            raise ValueError(
+                f"a Variable needs a non-empty name and a unit that are texts, got {self.name!r} "
+                f"and {self.unit!r}"
+            )
+        for key in ("loc", "scale", "low", "high"):
+            value = getattr(self, key)
+            bound = key in ("low", "high")
+            if not isinstance(value, Real) and not (bound and value is None):
+                raise ValueError(f"{self.name!r} has {key} {value!r}, which is no number")
+            if bound and value != value:
+                raise ValueError(f"{self.name!r} has {key} {value!r}; leave it out if unknown")
         if self.kind not in get_args(Kind):
             hint = nearest(self.kind, get_args(Kind))
             raise ValueError(
