@@ -1,11 +1,14 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
-from linear_gaussian import TRUTH, scm
+from linear_gaussian import EDGES, TRUTH, scm
 from scipy import stats
 
-from subjunctive.effect import Effect, effect, mediation
+from subjunctive.effect import Effect, effect, mediation, strengths
 from subjunctive.graph import Graph
+from subjunctive.intervention import OutsideSupport
 from subjunctive.mechanisms import Categorical, Known, LinearGaussian, Ordinal
 from subjunctive.query import intervene
 from subjunctive.scm import SCM
@@ -145,6 +148,104 @@ def test_mediation_with_interaction():
     found = table["estimate"]
     assert found["TE"] == pytest.approx(found["NDE"] - found["NIE reversed"], abs=1e-6)
     assert table["standard_error"]["NDE"] == pytest.approx(1 / 200, rel=0.1)
+
+
+def test_mediators_are_set_without_a_warning_and_the_treatment_is_not():
+    """The mediator's own tail lies far outside of what training saw, but nobody asked for it."""
+    t, y = Variable("t", low=-1.0, high=1.0), Variable("y")
+    m = Variable("m", low=-0.1, high=0.1)
+    model = SCM(
+        Graph.parse("t -> m -> y; t -> y"),
+        {
+            "t": LinearGaussian.of(t),
+            "m": LinearGaussian.of(m, [t], weights=[1.0]),
+            "y": LinearGaussian.of(y, [t, m], weights=[1.0, 1.0]),
+        },
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", OutsideSupport)
+        found = mediation(model, "t", "y", ["m"], draws=50, seed=0)
+    assert found.estimate["NIE"] == pytest.approx(1.0, abs=1e-5)
+    with pytest.warns(OutsideSupport) as caught:
+        mediation(model, "t", "y", ["m"], (0.0, 9.0), draws=50, seed=0)
+    assert ["'t' to 9" in str(w.message) for w in caught] == [True]
+
+
+# Strengths ------------------------------------------------------------------------------------
+
+
+def test_linear_strengths_are_the_standardised_coefficients():
+    found = strengths(scm(), n=20_000, seed=5)
+    spread = np.sqrt(np.diag(TRUTH.covariance))
+    assert list(found) == [(a, b) for a, _, b in scm().graph.edges]
+    for a, b in EDGES:
+        exact = TRUTH.coefficients[I[b], I[a]] * spread[I[a]] / spread[I[b]]
+        assert found[a, b].value == pytest.approx(exact, rel=0.03)
+        assert found[a, b].signed
+
+
+def test_a_strength_is_of_the_childs_own_mechanism_with_the_rest_held():
+    t, z, y = Variable("t", loc=3.0), Variable("z"), Variable("y", scale=2.0)
+    mechanisms = {
+        "t": LinearGaussian.of(t),
+        "z": LinearGaussian.of(z, [t], weights=[1.0], bias=2.0),
+        "y": Known(y, [t, z], lambda u, pa: pa["z"] * pa["t"] ** 3 + u),
+    }
+    model = SCM(Graph.parse("t -> z; t -> y; z -> y"), mechanisms)
+    found = strengths(model, n=300, seed=0)
+    seen = {n: v.double().numpy() for n, v in model.sample(300, seed=0).items()}
+    u_t, z_, y_ = seen["t"] - 3, seen["z"], seen["y"] / 2
+    half, own = u_t.std(ddof=1) / 2, y_.std(ddof=1)
+    expected = (z_ * ((u_t + half) ** 3 - (u_t - half) ** 3)).mean() / own
+    assert found["t", "y"].value == pytest.approx(expected, rel=1e-4)
+    expected = (u_t**3).mean() * z_.std(ddof=1) / own
+    assert found["z", "y"].value == pytest.approx(expected, rel=1e-4)
+
+
+def test_strengths_of_pictures_and_categories_have_no_sign():
+    t, x, y = Variable("t"), Variable("x", (1, 2, 2)), Variable("y")
+    arm = Variable("arm", kind="categorical", categories=("placebo", "drug"))
+    blood = Variable("blood", kind="categorical", categories=("A", "B", "AB"))
+    stage = Variable("stage", kind="ordinal", categories=("I", "II", "III"))
+    ramp, normal = torch.tensor([[[0.0, 1.0], [-2.0, 3.0]]]), torch.distributions.Normal(0.0, 1.0)
+    equations = {
+        stage: ([t], lambda u, pa: (pa["t"] > -1).long() + (pa["t"] > 1).long()),
+        arm: ([], lambda u, pa: (u > 0.5).long()),
+        blood: ([arm], lambda u, pa: (u > 0).long() + pa["arm"]),
+        y: ([blood, arm], lambda u, pa: 2.0 * (pa["blood"] == 1) - 3.0 * pa["arm"] + u),
+    }
+    mechanisms = {v.name: Known(v, pa, fn, None, normal) for v, (pa, fn) in equations.items()}
+    mechanisms["t"] = LinearGaussian.of(t)
+    mechanisms["x"] = Known(x, [t], lambda u, pa: u + pa["t"][:, None, None, None] * ramp)
+    graph = Graph.parse("t -> x; t -> stage; blood -> y; arm -> y; arm -> blood")
+    model = SCM(graph, mechanisms)
+    found = strengths(model, n=4000, seed=0)
+    seen = {n: v.double().numpy() for n, v in model.sample(4000, seed=0).items()}
+    spread = {n: v.std(0, ddof=1) for n, v in seen.items()}
+    assert {edge for edge, s in found.items() if s.signed} == {("arm", "y")}
+    step, own = spread["t"], np.sqrt((spread["x"] ** 2).mean())
+    rms = np.sqrt((ramp.numpy() ** 2).mean()) * step
+    assert found["t", "x"].value == pytest.approx(rms / own, rel=1e-4)
+    low, high = seen["t"] - step / 2, seen["t"] + step / 2
+    moved = ((low <= 1) & (high > 1)) | ((low <= -1) & (high > -1))
+    assert found["t", "stage"].value == pytest.approx(moved.mean(), abs=1e-3)
+    # a code of two moves by one, times the standard deviation of the codes
+    exact = -3 * spread["arm"] / spread["y"]
+    assert found["arm", "y"].value == pytest.approx(exact, rel=1e-4)
+    assert found["arm", "blood"].value == 1  # every row changes its category
+    # of three unordered ones, half the mean square change between two rows is the variance
+    exact = 2 * (seen["blood"] == 1).std() / spread["y"]
+    assert found["blood", "y"].value == pytest.approx(exact, rel=0.05)
+
+
+def test_strengths_leave_the_users_generator_alone_and_teach():
+    model, state = scm(), torch.get_rng_state()
+    assert strengths(model, n=10, seed=1) == strengths(model, n=10, seed=1)
+    assert torch.equal(state, torch.get_rng_state())
+    with pytest.raises(ValueError, match="asks every node's mechanism, which Intervened has not"):
+        strengths(intervene(model, {"z": 1.0}))
+    with pytest.raises(ValueError, match="at least 2 rows, got n=1"):
+        strengths(model, n=1)
 
 
 # Bad input ------------------------------------------------------------------------------------

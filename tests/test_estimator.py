@@ -377,6 +377,24 @@ def test_y_may_come_apart_and_the_outcome_be_absent() -> None:
     )
 
 
+def test_y_goes_by_its_place_where_its_index_is_its_own() -> None:
+    X = rows("train")
+    named = X[["t", "m"]].set_axis(X.index + 10_000)  # as a step before it may number rows anew
+    apart = TabularSCM("t -> m -> y; t -> y", **QUICK).fit(named, X["y"])
+    whole = TabularSCM("t -> m -> y; t -> y", outcome="y", **QUICK).fit(X)
+    assert apart.score(named, X["y"]) == whole.score(X)
+    twice = X.head(3).set_axis([0, 0, 1])
+    assert apart.predict(twice[["t", "m"]]).tolist() == whole.predict(X.head(3)).tolist()
+
+
+def test_a_column_may_have_any_name() -> None:
+    X = mixed_rows(60)[["age", "well"]].rename(columns={"age": "data", "well": "self"})
+    scm = TabularSCM("data -> self", **QUICK | {"steps": 3})
+    for asked in (scm.fit(X[["data"]], X["self"]), scm.set_params(outcome="self").fit(X)):
+        assert asked.predict(X).dtype == bool
+        assert asked.counterfactual(X, {"data": 60.0})["self"].dtype == bool
+
+
 def test_mechanisms_are_chosen_by_node() -> None:
     X = mixed_rows(40)[["age", "y", "well"]]
     wide = {"age": lambda v, parents: AdditiveNoise(v, parents, scale="parents"), "y": "additive"}
@@ -401,6 +419,15 @@ GAPS = pandas.DataFrame({"t": [1.0, 2.0, None, None], "m": [None, None, 1.0, 2.0
         (lambda: fit(rows("test").to_numpy()), ValueError, "ndarray: give a DataFrame.*set_output"),
         (lambda: fit(rows("test").rename(columns={"m": "mm"})), ValueError, "Did you mean 'mm'"),
         (lambda: fit(rows("test").assign(m=1.0)), ValueError, "'m' is constant"),
+        (lambda: fit(graph=["t", "m"]), ValueError, "graph is a list: give a Graph, or its arrows"),
+        (
+            lambda: fit(rows("test").set_axis([0, 1, 2], axis=1), graph="0 -> 1"),
+            *(ValueError, r"X has columns named \[0, 1, 2\], which are no texts: rename"),
+        ),
+        (
+            lambda: fit(rows("test")[["t", "m"]], rows("test")["y"].iloc[::-1]),
+            *(ValueError, r"y has the index of X in another order: give y.loc\[X.index\]"),
+        ),
         (lambda: fit(GAPS, graph="t -> m"), ValueError, "no row saw 'm' and all its parents"),
         (lambda: fit(mechanism="linaer"), ValueError, "none of linear, .*mean 'linear'"),
         (lambda: fit(mechanism=3), ValueError, "mechanism is 3"),
@@ -445,7 +472,10 @@ def test_bad_fits_are_named(call, error: type[Exception], words: str) -> None:
         (lambda s, X: s.counterfactual(X, {"arm": None}), ValueError, "'arm'"),
         (lambda s, X: s.counterfactual(X, {"age": [60.0, 61.0]}), ValueError, "2 values for 300"),
         (lambda s, X: s.counterfactual(X, {"age": X["age"][::-1]}), ValueError, "index"),
-        (lambda s, X: s.sample(0), ValueError, "at least 1"),
+        (lambda s, X: s.sample(0), ValueError, "n must be a whole number, not below 1: 0"),
+        (lambda s, X: s.sample(2.0), ValueError, "n must be a whole number"),
+        (lambda s, X: s.sample(2, [("age", 1.0)]), ValueError, "do is a list: give node -> what"),
+        (lambda s, X: s.counterfactual(X, None), ValueError, "do is a NoneType: give node"),
         (lambda s, X: s.effect("arm", (3, 5), outcome="sites"), KeyError, "mean 'site'"),
         (lambda s, X: s.effect("arm", (3, 4)), ValueError, "no category '4'"),
     ],

@@ -518,13 +518,9 @@ def test_pags() -> None:
 
 @pytest.fixture
 def axes():
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    yield pyplot.subplots()[1]
-    pyplot.close("all")
+    return Figure().subplots()
 
 
 @pytest.mark.parametrize("text", [MIXED, PAG, "a -> b; a <-> b", "", "alone"])
@@ -533,7 +529,7 @@ def test_a_picture_has_every_node_and_edge(axes, text: str) -> None:
 
     g = Graph.parse(text)
     assert g.draw(axes) is axes
-    axes.figure.canvas.draw()
+    axes.figure.draw_without_rendering()
     assert [t.get_text() for t in axes.texts] == list(g.nodes)
     arrows = [p for p in axes.patches if isinstance(p, FancyArrowPatch)]
     assert len(arrows) == len(g.edges)
@@ -545,10 +541,9 @@ def test_a_picture_has_every_node_and_edge(axes, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a -> b"])
-def test_a_picture_of_its_own_holds_all_labels(axes, text: str) -> None:
+def test_a_picture_of_its_own_holds_all_labels(text: str) -> None:
     own = Graph.parse(text).draw(positions={"a": (50.0, 9.0), "b": (50.0, 8.0)})
-    assert own is not axes
-    own.figure.canvas.draw()
+    own.figure.draw_without_rendering()
     frame = own.get_window_extent()
     for label in own.texts:
         box = label.get_window_extent()

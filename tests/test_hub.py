@@ -49,6 +49,7 @@ class Hub:
 
     def __init__(self, root):
         self.root, self.calls, self.asked, self.folders, self.error = root, [], [], [], {}
+        self.commit = None  # what it gives, whatever was asked for
 
     def note(self, name, *args, **kwargs):
         REAL[name].bind(*([None] if "self" in REAL[name].parameters else []), *args, **kwargs)
@@ -75,7 +76,8 @@ class Hub:
 
     def snapshot_download(self, repo_id, **kwargs):
         self.note("snapshot_download", repo_id, **kwargs)
-        held, place = self.root / repo_id, self.root / "cache" / str(len(self.calls))
+        commit = self.commit or kwargs["revision"] or "main"
+        held, place = self.root / repo_id, self.root / "cache" / str(len(self.calls)) / commit
         names = [str(p.relative_to(held)) for p in held.rglob("*") if p.is_file()]
         for name in filter_repo_objects(names, allow_patterns=kwargs.get("allow_patterns")):
             self.asked.append(name)
@@ -206,10 +208,11 @@ def test_code_and_pickles_in_a_repository_are_never_asked_for(hub):
         (held / name).write_text("raise SystemExit('code ran')")
     for name in ("model.pkl", "pytorch_model.bin", "config.json.pkl", "model.pt", "a.safetensors~"):
         (held / name).write_bytes(pickle.dumps(Trap()))
-    (held / "tokenizer.json").write_text("{}")
+    for name in ("tokenizer.json", "part-1.safetensors", "code/config.json"):  # not asked for
+        (held / name).write_text("{}")
     assert isinstance(from_hub(REPO), SCM)
-    assert sorted(hub.asked) == ["config.json", "model.safetensors", "tokenizer.json"]
-    assert hub.of("snapshot_download")[0]["allow_patterns"] == ["*.json", "*.safetensors"]
+    assert sorted(hub.asked) == ["config.json", "model.safetensors"]
+    assert hub.of("snapshot_download")[0]["allow_patterns"] == ["config.json", "model.safetensors"]
 
 
 def test_what_is_no_sound_model_is_refused_by_the_name_of_its_repository(hub):
@@ -224,6 +227,36 @@ def test_what_is_no_sound_model_is_refused_by_the_name_of_its_repository(hub):
     (hub.root / REPO / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(StoreError, match="was not written by subjunctive"):
         from_hub(REPO)
+
+
+def test_a_commit_that_was_asked_for_is_the_one_that_came(hub):
+    push_to_hub(scm(), REPO)
+    asked, other = "0123456789abcdef" * 2 + "01234567", "f" * 40
+    assert isinstance(from_hub(REPO, revision=asked), SCM)
+    hub.commit = other
+    with pytest.raises(HubError, match=f"at '{asked}' is not what came, which is {other}; clear"):
+        from_hub(REPO, revision=asked)
+    for branch in (None, "main", "abc1234"):  # names that move are the Hub's to resolve
+        assert isinstance(from_hub(REPO, revision=branch), SCM)
+
+
+@pytest.mark.parametrize("token", ["hf_secret\n", " hf_secret", "hf_sécret", "hf secret", "", True])
+def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(hub, token):
+    for ask in (lambda: push_to_hub(scm(), REPO, token=token), lambda: from_hub(REPO, token=token)):
+        with pytest.raises(ValueError, match=r"give token\.strip\(\)") as caught:
+            ask()
+        assert "secret" not in str(caught.value)
+    assert hub.calls == []
+
+
+def test_neither_token_nor_path_is_written(hub, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    push_to_hub(own(), REPO, token="hf_secret", message="Add it")
+    for file in (hub.root / REPO).iterdir():
+        content = file.read_bytes()
+        assert b"hf_secret" not in content
+        for place in (tmp_path, Path(__file__).parent, *hub.folders):
+            assert str(place).encode() not in content
 
 
 # Failures -----------------------------------------------------------------------------------------

@@ -188,7 +188,9 @@ def test_pictures_need_no_display_and_leave_pyplot_alone():
     script = """
 import sys
 import numpy as np
+import subjunctive as sj
 from subjunctive import plot
+sj.Graph.parse("t -> x").draw()
 axes = plot.grid(np.zeros((1, 1, 4, 4)), {"a": np.ones((1, 1, 4, 4))})
 axes[0, 0].figure.savefig(sys.stdout.buffer, format="png")
 assert "matplotlib.pyplot" not in sys.modules

@@ -1,4 +1,5 @@
 from itertools import pairwise
+from types import SimpleNamespace
 
 import linear_gaussian as lg
 import numpy as np
@@ -11,12 +12,15 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
+from subjunctive.data.pendulum import Pendulum
 from subjunctive.effect import mediation as split
+from subjunctive.effect import strengths as measured
 from subjunctive.graph import Graph
 from subjunctive.intervention import Shift
 from subjunctive.mechanisms.known import Known
 from subjunctive.mechanisms.linear import LinearGaussian
-from subjunctive.plot.bars import evaluation, mediation, strengths
+from subjunctive.metrics.evaluate import evaluate
+from subjunctive.plot.bars import TRIVIAL, evaluation, mediation, strengths
 from subjunctive.plot.worlds import BETWEEN, STRIP, animate, shift, traversal
 from subjunctive.query import counterfactual
 from subjunctive.scm import SCM
@@ -379,80 +383,23 @@ def test_mediation_refuses_another_table(result):
 # Strengths -----------------------------------------------------------------------------------
 
 
-def arrows(model, n=300, **options):
-    """(parent, child) -> what is written, the arrow."""
-    ax = strengths(model, n=n, **options)
-    edges = [(a, b) for a, _, b in model.graph.edges]
-    texts = ax.texts[len(model.graph) :]
-    return {
-        e: (t.get_text(), p)
-        for e, t, p in zip(edges, texts, ax.patches[-len(edges) :], strict=True)
-    }
-
-
-def test_linear_strengths_are_the_standardised_coefficients():
-    model = lg.scm()
-    spread = {n: float(v.std()) / lg.UNITS[n][1] for n, v in model.sample(300, seed=5).items()}
-    found = arrows(model, seed=5)
-    for (a, b), weight in lg.EDGES.items():
-        text, arrow = found[a, b]
-        assert float(text) == pytest.approx(weight * spread[a] / spread[b], abs=0.006)
-        assert text[0] == ("+" if weight > 0 else "-")
-        assert (arrow.get_linestyle() == "-") == (weight > 0)
-    sizes = sorted((abs(float(text)), arrow.get_linewidth()) for text, arrow in found.values())
-    assert all(w0 < w1 for (_, w0), (_, w1) in pairwise(sizes))
-
-
-def test_a_strength_is_of_the_childs_own_mechanism_with_the_rest_held():
-    t, z, y = Variable("t", loc=3.0), Variable("z"), Variable("y", scale=2.0)
-    model = scm(
-        "t -> z; t -> y; z -> y",
-        LinearGaussian.of(t),
-        LinearGaussian.of(z, [t], weights=[1.0], bias=2.0),
-        known(y, [t, z], lambda u, pa: pa["z"] * pa["t"] ** 3 + u),
-    )
-    found = arrows(model)
-    seen = {n: v.double().numpy() for n, v in model.sample(300, seed=0).items()}
-    u_t, z_, y_ = seen["t"] - 3, seen["z"], seen["y"] / 2
-    half, own = u_t.std(ddof=1) / 2, y_.std(ddof=1)
-    expected = (z_ * ((u_t + half) ** 3 - (u_t - half) ** 3)).mean() / own
-    assert float(found["t", "y"][0]) == pytest.approx(expected, abs=0.006)
-    expected = (u_t**3).mean() * z_.std(ddof=1) / own
-    assert float(found["z", "y"][0]) == pytest.approx(expected, abs=0.006)
-
-
-def test_strengths_of_pictures_and_categories_have_no_sign():
-    t, x, y = Variable("t"), Variable("x", (1, 2, 2)), Variable("y")
-    ramp = torch.tensor([[[0.0, 1.0], [-2.0, 3.0]]])
-    model = scm(
-        "t -> x; t -> stage; blood -> y; arm -> y; arm -> blood",
-        LinearGaussian.of(t),
-        Known(x, [t], lambda u, pa: u + pa["t"][:, None, None, None] * ramp),
-        known(STAGE, [t], lambda u, pa: (pa["t"] > -1).long() + (pa["t"] > 1).long()),
-        known(ARM, [], lambda u, pa: (u > 0.5).long()),
-        known(BLOOD, [ARM], lambda u, pa: (u > 0).long() + pa["arm"]),
-        known(y, [BLOOD, ARM], lambda u, pa: 2.0 * (pa["blood"] == 1) - 3.0 * pa["arm"] + u),
-    )
-    found = arrows(model, n=4000)
-    seen = {n: v.double().numpy() for n, v in model.sample(4000, seed=0).items()}
-    spread = {n: v.std(0, ddof=1) for n, v in seen.items()}
-    step, own = spread["t"], np.sqrt((spread["x"] ** 2).mean())
-    text, arrow = found["t", "x"]
-    rms = np.sqrt((ramp.numpy() ** 2).mean()) * step
-    assert float(text) == pytest.approx(rms / own, abs=0.006)
-    assert text[0] not in "+-"
-    assert arrow.get_linestyle() == "-"
-    low, high = seen["t"] - step / 2, seen["t"] + step / 2
-    moved = ((low <= 1) & (high > 1)) | ((low <= -1) & (high > -1))
-    assert float(found["t", "stage"][0]) == pytest.approx(moved.mean(), abs=0.006)
-    # a code of two moves by one, times the standard deviation of the codes
-    assert float(found["arm", "y"][0]) == pytest.approx(-3 * spread["arm"] / spread["y"], abs=0.006)
-    assert found["arm", "y"][1].get_linestyle() != "-"
-    assert found["arm", "blood"][0] == "1.00"  # every row changes its category
-    # of three unordered ones, half the mean square change between two rows is the variance
-    expected = 2 * (seen["blood"] == 1).std() / spread["y"]
-    assert float(found["blood", "y"][0]) == pytest.approx(expected, rel=0.05)
-    assert found["blood", "y"][0][0] not in "+-"
+def test_strengths_are_written_and_drawn_on_their_arrows():
+    x = Variable("x", (1, 2, 2))
+    picture = Known(x, [lg.variables()["w"]], lambda u, pa: u + pa["w"][:, None, None, None])
+    whole = SCM(Graph.parse("z -> t -> m -> y; z, t -> y; y -> w -> x"),
+                dict(lg.scm().mechanisms) | {"x": picture})  # fmt: skip
+    found, ax = measured(whole, n=100, seed=5), strengths(whole, n=100, seed=5)
+    edges = [(a, b) for a, _, b in whole.graph.edges]
+    texts, arrows = ax.texts[len(whole.graph) :], ax.patches[-len(edges) :]
+    sizes = []
+    for edge, text, arrow in zip(edges, texts, arrows, strict=True):
+        value, signed = found[edge]
+        assert text.get_text() == (f"{value:+.2f}" if signed else f"{value:.2f}")
+        assert (arrow.get_linestyle() == "-") == (value > 0)
+        sizes.append((abs(value), arrow.get_linewidth()))
+    assert not found["w", "x"].signed
+    assert min(found.values()).value < 0
+    assert all(w0 < w1 for (_, w0), (_, w1) in pairwise(sorted(sizes)))
 
 
 def test_nothing_that_strengths_writes_overlaps():
@@ -548,6 +495,13 @@ def test_trivial_answers_are_hatched_and_paler_than_models_also_in_grey():
     assert not hatch["mine"]
     assert not hatch["yours"]
     assert len({hatch[m] for m in METHODS[2:]} - {"", None}) == 3
+
+
+def test_the_trivial_answers_are_those_that_evaluate_gives():
+    data = SimpleNamespace(**vars(Pendulum(size=24, train=8, valid=2, test=4)))
+    data.rescale_node = "light"
+    frame = evaluate({}, data, do={"light": [90.0]}, metrics=["distance"], progress=False)
+    assert set(frame.method) == set(TRIVIAL)
 
 
 def test_an_evaluation_of_one_node_and_its_own_floors():

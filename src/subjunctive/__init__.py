@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from subjunctive.data.tabular import Nonlinear as Nonlinear
     from subjunctive.effect import effect as effect
     from subjunctive.effect import mediation as mediation
+    from subjunctive.effect import strengths as strengths
     from subjunctive.graph import Graph as Graph
     from subjunctive.hub import from_hub as from_hub
     from subjunctive.hub import push_to_hub as push_to_hub
@@ -68,7 +69,7 @@ _HOMES = {
     "data.stream": ("Stream",),
     "data.table": ("Table",),
     "data.tabular": ("Linear", "Nonlinear"),
-    "effect": ("effect", "mediation"),
+    "effect": ("effect", "mediation", "strengths"),
     "graph": ("Graph",),
     "hub": ("from_hub", "push_to_hub"),
     "identify": ("identify",),

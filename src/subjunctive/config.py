@@ -40,19 +40,15 @@ DTYPES: dict[str, torch.dtype] = {
     for d in vars(torch).values()
     if isinstance(d, torch.dtype) and not d.is_complex
 }
-PARTS = (
-    *("completion", "diffusion", "encoders", "graph", "intervention", "mechanism", "mechanisms"),
-    *("models", "nn", "scm", "variable"),
-)
+PARTS: tuple[str, ...] = ("completion", "diffusion", "encoders", "graph", "intervention", "scm")
+PARTS += ("mechanism", "mechanisms", "models", "nn", "variable")
 _FACES = ("__main__", "cli", "app", "plot", "demo", "experiment")
 _DISTRIBUTIONS = (
     *("Normal", "Uniform", "Laplace", "Gumbel", "Exponential", "Gamma", "Beta", "LogNormal"),
     *("StudentT", "Poisson", "Bernoulli", "Categorical", "Independent"),
 )
-_WRONG = (
-    *(TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError),
-    MemoryError,  # a forged shape
-)
+_WRONG: tuple[type[Exception], ...] = (TypeError, ValueError, LookupError, ArithmeticError)
+_WRONG += (AttributeError, RuntimeError, MemoryError)  # the last by a forged shape
 _TAGS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("$ref", "$name", "$graph", "$tuple", "$dict", "$float", "$dtype"), ()),
     "$tensor": ("dtype", "shape"),
@@ -166,10 +162,11 @@ def _resolve(
 
 
 def _arguments(value: Any, at: str) -> dict[str, Any]:
-    """Read the constructor's arguments back from the attributes of the same names."""
+    """Read the constructor's arguments back from the attributes of their names, or `given`."""
     kind, given = type(value), {}
     if kind is nn.Sequential:
         return {"args": list(value)}
+    kept = {} if isinstance(value, nn.Module) else getattr(value, "given", {})
     foreign = getattr(kind.__init__, "__module__", "").startswith("torch.")
     try:
         parameters = inspect.signature(kind).parameters
@@ -181,7 +178,9 @@ def _arguments(value: Any, at: str) -> dict[str, Any]:
         if foreign and name in ("probs", "logits") and vars(value).get(name) is not value._param:
             continue
         attribute = "base_dist" if foreign and name == "base_distribution" else name
-        if hasattr(value, attribute):
+        if name in kept:
+            given[name] = kept[name]
+        elif hasattr(value, attribute):
             given[name] = getattr(value, attribute)
         elif parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise StoreError(

@@ -27,15 +27,17 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from subjunctive import mechanisms as families
+from subjunctive.data.column import label
 from subjunctive.data.table import Table
 from subjunctive.effect import Effect, effect
+from subjunctive.estimator_cases import AvailableCases, all_seen, cases
 from subjunctive.graph import Graph
 from subjunctive.intervention import Checked, Intervention, as_do
 from subjunctive.mechanism import Density, Mechanism, Parents, draw, each, evaluating, parts, seeded
 from subjunctive.query import counterfactual, observe
 from subjunctive.scm import SCM
-from subjunctive.train import Objective, fit
-from subjunctive.variable import Batch, Variable, known, nearest
+from subjunctive.train import fit
+from subjunctive.variable import Variable, known, nearest
 
 Do = Mapping[str, Any]
 Family = Callable[[Variable, Sequence[Variable]], Mechanism]
@@ -46,18 +48,6 @@ CONTINUOUS: dict[str, Family] = {
 }
 DISCRETE: dict[str, Family] = {"categorical": families.Categorical, "ordinal": families.Ordinal}
 ROWS = 64  # whose draws are in memory at once
-
-
-class AvailableCases(Objective):
-    """Each mechanism's own loss, in the rows that saw its node and all its parents."""
-
-    def loss(self, model: Any, batch: Batch, player: str, step: int) -> dict[str, Tensor]:
-        """Return `node.term`, zero in the rows that do not count."""
-        terms, zero = {}, model.origin.repeat(len(batch))
-        for name, rows, x, given in _cases(model, model.batch(batch)):
-            for key, term in model.mechanisms[name].loss(x, given).items():
-                terms[f"{name}.{key}"] = zero.masked_scatter(rows, term)
-        return terms or {"nothing": zero}
 
 
 class TabularSCM(TransformerMixin, BaseEstimator):
@@ -121,17 +111,17 @@ class TabularSCM(TransformerMixin, BaseEstimator):
             KeyError: for a name that is no node, with the nearest. ValueError: for what is no
                 DataFrame, a column that cannot be fitted, or an argument out of range.
         """
-        graph = Graph.parse(self.graph) if isinstance(self.graph, str) else self.graph
         seed, steps, size = (_whole(n, getattr(self, n)) for n in ("seed", "steps", "batch_size"))
         outcome = self.outcome if self.outcome is not None else getattr(y, "name", None)
+        frame = _joined(X, y, outcome)
+        about = {n: getattr(self, n) for n in ("graph", "categorical", "ordinal", "units")}
+        table = Table(frame, valid=0.0, test=0.0, seed=seed, **about)
+        graph = table.graph
         if outcome is not None:
             known(outcome, graph.nodes, "TabularSCM(outcome=)")
-        frame = _joined(X, y, outcome)
-        about = {n: getattr(self, n) for n in ("categorical", "ordinal", "units")}
-        table = Table(frame, graph, valid=0.0, test=0.0, seed=seed, **about)
         with seeded(seed):
             model = SCM(graph, self._mechanisms(graph, table.variables))
-        for node in sorted({*graph.nodes} - {name for name, *_ in _cases(model, table.train)}):
+        for node in sorted({*graph.nodes} - {name for name, *_ in cases(model, table.train)}):
             raise ValueError(f"no row saw {node!r} and all its parents; it cannot be fitted")
         rest: dict[str, Any] = {"lr": self.lr, "seed": seed, "progress": self.progress}
         size = min(size, len(frame))
@@ -160,7 +150,7 @@ class TabularSCM(TransformerMixin, BaseEstimator):
         """Return the mean of log p(row), in nats and the user's units; higher is better."""
         with self._asking(X, "score", y) as (model, batch):
             total = torch.zeros(len(batch), dtype=torch.float64, device=model.origin.device)
-            for name, rows, x, given in _cases(model, batch):
+            for name, rows, x, given in cases(model, batch):
                 mechanism, variable = model.mechanisms[name], model.variables[name]
                 if not isinstance(mechanism, Density):
                     raise ValueError(f"score() needs densities; that of {name!r} has none")
@@ -180,7 +170,7 @@ class TabularSCM(TransformerMixin, BaseEstimator):
         with self._asking(X, "predict", spare=True) as (model, batch):
             mechanism, values = model.mechanisms[outcome], model.standard(batch)
             parents, below = model.graph.parents(outcome), model.graph.descendants(outcome)
-            whole, found = _all_seen(batch, parents), torch.zeros(len(X), dtype=torch.float64)
+            whole, found = all_seen(batch, parents), torch.zeros(len(X), dtype=torch.float64)
             u = _mirrored(mechanism.prior(), draws)
             for rows in filter(len, whole.nonzero()[:, 0].split(ROWS)):
                 given = {p: values[p][rows] for p in parents}
@@ -234,8 +224,9 @@ class TabularSCM(TransformerMixin, BaseEstimator):
         Without a `seed` it is the estimator's own, so that the same call gives the same rows.
         """
         check_is_fitted(self, "model_")
-        index, seed = pandas.RangeIndex(n), _whole("seed", self.seed if seed is None else seed)
-        values = self.model_.sample(n, self._do(do or {}, index), seed)
+        n, seed = _whole("n", n), _whole("seed", self.seed if seed is None else seed)
+        index = pandas.RangeIndex(n)
+        values = self.model_.sample(n, self._do({} if do is None else do, index), seed)
         return self._frame(values, index, self.feature_names_in_)
 
     def counterfactual(self, X: pandas.DataFrame, do: Do, draws: int = 1) -> pandas.DataFrame:
@@ -275,13 +266,15 @@ class TabularSCM(TransformerMixin, BaseEstimator):
         frame, fitted = _joined(X, y, outcome), list(self.feature_names_in_)
         needed = [n for n in self._own(self.variables_) if not (spare and n == outcome)]
         _check_columns(frame, {**self.variables_, **dict.fromkeys(fitted)}, needed, f"{what}(X)")
-        frame = frame[[n for n in self.variables_ if n in frame]]
-        codes = {n: self._codes(n, frame[n]) for n in self.labels_ if n in frame}
+        held = {n: frame[n] for n in self.variables_ if n in frame}
+        held |= {n: self._codes(n, held[n]) for n in self.labels_ if n in held}
         with seeded(_whole("seed", self.seed)), evaluating(self.model_):
-            yield self.model_, self.model_.batch(frame.assign(**codes))
+            yield self.model_, self.model_.batch(pandas.DataFrame(held, index=frame.index))
 
     def _do(self, do: Do, index: Any = None) -> Checked:
         """Return checked interventions, with codes for labels; a Series must have the index."""
+        if not isinstance(do, Mapping):
+            raise ValueError(f"do is a {type(do).__name__}: give node -> what is done to it")
         acts = {}
         for name, what in do.items():
             known(name, self.variables_, "do()")
@@ -333,7 +326,7 @@ def _labels(variable: Variable, column: pandas.Series) -> pandas.Series:
     """Return the user's own values of the categories, of the column's dtype where it can be."""
     kind = column.dtype
     own = kind.categories if isinstance(kind, pandas.CategoricalDtype) else column.dropna().unique()
-    found = {str(int(v) if isinstance(v, float) and v.is_integer() else v): v for v in own}
+    found = {label(v): v for v in own}
     values = pandas.Series([found.get(c, c) for c in variable.categories], dtype=object)
     return values.astype(kind) if {*variable.categories} <= {*found} else values
 
@@ -343,6 +336,8 @@ def _joined(X: Any, y: Any, outcome: str | None) -> pandas.DataFrame:
     if not isinstance(X, pandas.DataFrame):
         hint = "before this one in a pipeline, a step with set_output(transform='pandas') makes one"
         raise ValueError(f"X is a {type(X).__name__}: give a DataFrame, a column a node; {hint}")
+    if odd := [c for c in X.columns if not isinstance(c, str)]:
+        raise ValueError(f"X has columns named {odd[:5]}, which are no texts: rename(columns=str)")
     if y is None:
         return X
     if outcome is None or outcome in X:
@@ -350,7 +345,11 @@ def _joined(X: Any, y: Any, outcome: str | None) -> pandas.DataFrame:
         raise ValueError(f"y {why}: leave it out, or say which node it is, TabularSCM(outcome=...)")
     if np.shape(y) != (len(X),):
         raise ValueError(f"y has shape {np.shape(y)}; X has {len(X)} rows")
-    return X.assign(**{outcome: pandas.Series(y).set_axis(X.index)})
+    column = pandas.Series(y, name=outcome)
+    other = isinstance(y, pandas.Series) and not y.index.equals(X.index)
+    if other and not len(y.index.symmetric_difference(X.index, sort=False)):
+        raise ValueError("y has the index of X in another order: give y.loc[X.index]")
+    return pandas.concat([X, column.set_axis(X.index)], axis=1)
 
 
 def _check_columns(X: Any, allowed: Iterable[str], needed: Iterable[str], where: str) -> None:
@@ -361,22 +360,6 @@ def _check_columns(X: Any, allowed: Iterable[str], needed: Iterable[str], where:
     for name in needed:
         if name not in X:
             raise KeyError(f"{where} lacks {name!r}, NaN where unseen.{nearest(name, X.columns)}")
-
-
-def _all_seen(batch: Batch, nodes: Iterable[str]) -> Tensor:
-    """Return which rows saw all the nodes, `(B,)`."""
-    anything = torch.ones_like(batch.mask(""))
-    return torch.stack([anything, *(batch.mask(n) for n in nodes)]).all(0)
-
-
-def _cases(model: SCM, batch: Batch) -> Iterator[tuple[str, Tensor, Tensor, Parents]]:
-    """Yield node, rows that saw it and its parents, and its and its parents' values there."""
-    values = model.standard(batch)
-    for name in model.graph.nodes:
-        parents = model.graph.parents(name)
-        rows = _all_seen(batch, (name, *parents))
-        if bool(rows.any()):
-            yield name, rows, values[name][rows], {p: values[p][rows] for p in parents}
 
 
 def _mirrored(prior: Any, n: int) -> Any:

@@ -1,27 +1,31 @@
 """What was seen and what is done, read from files and from text.
 
-Evidence is pictures (any format that Pillow reads), a table (`.csv`, one column a node,
-an empty cell is missing) or arrays (`.npz`, one array a node, rows first). What is done is
-`node=value`, `node+=amount` or `node*=factor`, several of them with commas between.
+Evidence is pictures, a table (`.csv` or `.tsv`, also with `.gz`: one column a node) or arrays
+(`.npz`, one array a node, rows first). Pictures and tables are read by the rules by which
+`data.images.Images` and `data.table.Table` read those that a model is fitted to: transparency is
+laid on white, and an empty cell or one such as "NA" is missing, unless a category is called so.
+What is done is `node=value`, `node+=amount` or `node*=factor`, several of them with commas between.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from subjunctive.data.pictures import look_at, opened, pixels_of
+from subjunctive.data.table import GAPS, SEPARATORS
 from subjunctive.intervention import Scale, Shift
 from subjunctive.variable import Batch, Variable, known
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 DO = re.compile(r"\s*(?P<node>.+?)\s*(?P<sign>[+*]?=)\s*(?P<value>.*?)\s*")
 
@@ -48,17 +52,18 @@ def read_evidence(
     Raises:
         FileNotFoundError: for a file that is not there.
         KeyError: for a column of an unknown node, with the nearest name.
-        ValueError: for pictures of the wrong size, text where numbers belong, damaged files.
+        ValueError: for pictures of the wrong size or that are to be turned, text where numbers
+            belong, damaged files.
     """
     files = [Path(p) for p in paths]
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"there is no evidence at {file}")
-    tables = [f for f in files if f.suffix.lower() in (".csv", ".npz")]
+    tables = [f for f in files if _suffix(f) in (*SEPARATORS, ".npz")]
     if tables and len(files) > 1:
         raise ValueError(f"{tables[0]} is a table; give it alone, or pictures alone")
     if tables:
-        read = _read_csv if tables[0].suffix.lower() == ".csv" else _read_npz
+        read = _read_npz if _suffix(tables[0]) == ".npz" else _read_text
         return read(tables[0], variables)
     node = image_node(variables)
     if node is None:
@@ -67,8 +72,7 @@ def read_evidence(
             f"{files[0]} is a picture, but the model has {len(pictures)} nodes that are: "
             "give a table (.csv) or arrays (.npz)"
         )
-    images = [torch.from_numpy(_read_picture(file, variables[node])) for file in files]
-    return Batch({node: torch.stack(images)})
+    return Batch({node: torch.stack([_read_picture(file, variables[node]) for file in files])})
 
 
 def read_do(text: str, variables: Mapping[str, Variable]) -> dict[str, Any]:
@@ -111,13 +115,27 @@ def read_do(text: str, variables: Mapping[str, Variable]) -> dict[str, Any]:
     return done
 
 
-def _read_csv(path: Path, variables: Mapping[str, Variable]) -> Batch:
+def _suffix(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _read_text(path: Path, variables: Mapping[str, Variable]) -> Batch:
     import pandas
 
-    labels = {name: str for name, v in variables.items() if v.discrete}
+    wrong = pandas.errors.ParserError, pandas.errors.ParserWarning, pandas.errors.EmptyDataError
     try:
-        frame = pandas.read_csv(path, dtype=labels)
-    except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pandas.errors.ParserWarning)  # lines too long
+            frame = pandas.read_csv(
+                path,
+                sep=SEPARATORS[_suffix(path)],
+                dtype={n: str for n, v in variables.items() if v.discrete},  # "01" stays
+                na_values={n: sorted(GAPS.difference(v.categories)) for n, v in variables.items()},
+                keep_default_na=False,
+                skipinitialspace=True,
+                index_col=False,
+            )
+    except (*wrong, UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is no table: {' '.join(str(error).split())}") from error
     if not len(frame):
         raise ValueError(f"{path} has no rows")
@@ -142,26 +160,19 @@ def _read_npz(path: Path, variables: Mapping[str, Variable]) -> Batch:
     return Batch.of(arrays, list(variables.values()))
 
 
-def _read_picture(path: Path, variable: Variable) -> NDArray[np.float32]:
-    """Return a picture `(C, H, W)` in [0, 1]: grey where the model's is, without transparency."""
-    from PIL import Image
-
+def _read_picture(path: Path, variable: Variable) -> Tensor:
+    """Return a picture `(C, H, W)` in [0, 1]: grey where the model's is."""
     channels, height, width = variable.shape
-    mode = {1: "L", 3: "RGB"}.get(channels)
-    if mode is None:
+    if channels not in (1, 3):
         raise ValueError(f"{variable.name!r} has {channels} channels: give it as .npz arrays")
     try:
-        with Image.open(path) as file:
-            wide = file.mode.startswith("I")  # 16 bits, which have no colour
-            pixels = np.array(file if wide else file.convert(mode), dtype=np.float32)
-    except (OSError, ValueError, SyntaxError) as error:
+        with opened(path) as image:
+            look, values = look_at(image), pixels_of(image, channels)
+    except ValueError as error:
         raise ValueError(f"{path} is no picture that can be read: {error}") from error
-    pixels /= 65535 if wide else 255
-    if pixels.ndim == 2:
-        pixels = np.repeat(pixels[..., None], channels, axis=2)
-    if pixels.shape != (height, width, channels):
+    if look.size != (height, width):
         raise ValueError(
-            f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels; the model's "
+            f"{path} is {look.size[1]} x {look.size[0]} pixels; the model's "
             f"{variable.name!r} is {width} x {height}: crop, pad or resize it first"
         )
-    return np.ascontiguousarray(np.moveaxis(pixels, -1, 0), dtype=np.float32)
+    return torch.tensor(values, dtype=torch.float32).div_(255).expand(variable.shape)

@@ -8,7 +8,10 @@ written is `torch.export`'s graph (`.pt2`), which torch runs without this packag
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,9 +43,13 @@ class Standalone(nn.Module):
 
     @property
     def inputs(self) -> list[str]:
-        """Return the names of the inputs, in order: `u.<part>`, then the parents'."""
-        own = [f"u.{name}" if name else "u" for name in self.noise]
-        return own + [v.name for v in self.parents]
+        """Return the names of the inputs, in order: `u.<part>`, then the parents'.
+
+        The noise is `noise.<part>` where a parent has the name `u`.
+        """
+        parents = [v.name for v in self.parents]
+        head = "noise" if any(name.split(".")[0] == "u" for name in parents) else "u"
+        return [f"{head}.{name}" if name else head for name in self.noise] + parents
 
     def forward(self, *values: Tensor) -> Tensor:
         """Return the node's value `(B, *shape)` in its own unit."""
@@ -84,7 +91,7 @@ def standalone(model: SCM, node: str) -> tuple[Standalone, tuple[Tensor, ...]]:
 
 
 def write_mechanism(model: SCM, node: str, path: str | os.PathLike[str]) -> Path:
-    """Write a node's mechanism as `.pt2` or `.onnx`, and check what was written against it.
+    """Write a node's mechanism as `.pt2` or `.onnx`, after a check that its trace computes it.
 
     Args:
         model: an SCM.
@@ -105,7 +112,7 @@ def write_mechanism(model: SCM, node: str, path: str | os.PathLike[str]) -> Path
     rows = torch.export.Dim("rows", min=1)
     shapes = {"values": tuple({0: rows} for _ in values)}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _silent("torch._guards"):
             program = torch.export.export(function, values, dynamic_shapes=shapes, strict=True)
     except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
         raise ValueError(
@@ -128,6 +135,21 @@ def write_mechanism(model: SCM, node: str, path: str | os.PathLike[str]) -> Path
     finally:
         beside.unlink(missing_ok=True)
     return out
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Keep a logger from telling at length what the error says, too."""
+    log = logging.getLogger(name)
+    log.addFilter(_drop)
+    try:
+        yield
+    finally:
+        log.removeFilter(_drop)
+
+
+def _drop(record: logging.LogRecord) -> bool:
+    return False
 
 
 def _onnx(program: Any, function: Standalone, path: Path) -> None:

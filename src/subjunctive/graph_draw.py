@@ -56,7 +56,7 @@ def draw(
     labels: Mapping[str, str] | None = None,
     fontsize: float = 11.0,
 ) -> Axes:
-    """Draw the graph with matplotlib and return the axes.
+    """Draw the graph with matplotlib and return the axes; save it by `axes.figure.savefig(path)`.
 
     Latent nodes are grey and dashed, selection nodes thickly framed, context nodes square;
     bidirected edges are dashed curves.
@@ -67,7 +67,7 @@ def draw(
         labels: node -> what to write in its place.
         fontsize: of the labels, in points.
     """
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
     from matplotlib.patches import FancyArrowPatch
 
     place = dict(layout(graph) if positions is None else positions)
@@ -80,7 +80,7 @@ def draw(
     corners = np.concatenate([spots - boxes, spots + boxes] if len(spots) else [np.zeros((1, 2))])
     low, high = corners.min(0) - 0.2, corners.max(0) + 0.2
     if ax is None:
-        ax = pyplot.subplots(figsize=1.2 * (high - low), layout="constrained")[1]
+        ax = Figure(tuple(1.2 * (high - low)), layout="constrained").subplots()
     ax.margins(0)
     ax.update_datalim([low, high])
     ax.set_aspect("equal", adjustable="datalim")

@@ -1,7 +1,7 @@
 """Models on the Hugging Face Hub: shared with a card that says what they are, loaded without code.
 
     push_to_hub    model -> config.json, model.safetensors (`save`), README.md (`model_card`) -> Hub
-    from_hub       Hub -> *.json, *.safetensors and nothing else -> `load`
+    from_hub       Hub -> config.json, model.safetensors and nothing else -> `load`
 
 Everything that can fail without the network is done before the network is touched.
 """
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     from subjunctive.graph import Graph
 
-README = "README.md"
-PATTERNS = ("*.json", "*.safetensors")  # all that is ever asked of a repository
+README, PATTERNS = "README.md", (CONFIG, WEIGHTS)  # the latter are all that is ever asked for
 TAGS = ("causality", "counterfactuals", "structural-causal-model")
+COMMIT, TOKEN = re.compile("[0-9a-f]{40}"), re.compile("[!-~]+")
 NAME = re.compile(r"[A-Za-z0-9_]([\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
 EXACTNESS = {  # from the strongest to the weakest
     "exact": "the noise behind a value is computed exactly",
@@ -86,7 +86,7 @@ def push_to_hub(
         Traceback (most recent call last):
         ValueError: 'my digits' is no name of a repository; ...
     """
-    _check_name(repo)
+    _check(repo, token)
     hub = _library()
     card = model_card(model, evaluation, licence, tags, repo=repo, examples=examples)
     with tempfile.TemporaryDirectory() as scratch:
@@ -100,12 +100,8 @@ def push_to_hub(
         with _network(f"{repo!r} was not uploaded", remedy):
             api = hub.HfApi(token=token)
             url = api.create_repo(repo_id=repo, private=private, exist_ok=True)
-            api.upload_folder(
-                repo_id=repo,
-                folder_path=str(place),
-                commit_message=message,
-                allow_patterns=[CONFIG, WEIGHTS, README],
-            )
+            files = {"folder_path": str(place), "allow_patterns": [*PATTERNS, README]}
+            api.upload_folder(repo_id=repo, commit_message=message, **files)
     return str(url)
 
 
@@ -121,22 +117,23 @@ def from_hub(
 
     Args:
         repo: `owner/name`.
-        revision: a branch, a tag or a commit's hash, which alone names one model for ever.
+        revision: a branch, a tag, or a commit's hash of 40 digits: it alone names one model for
+            ever, and what comes is checked to be of it.
         classes: classes and functions from outside this package that the model is made of.
         cache_dir: where downloads are kept; the Hub's own cache if not given.
         token: an access token, for a repository that is private.
 
     Raises:
-        ValueError: for a name that no repository has. HubError: if it cannot be reached.
-        StoreError: if it holds no model of this library, or a damaged one.
-        ModuleNotFoundError: without huggingface_hub.
+        ValueError: for a name that no repository has, or no token. HubError: if it cannot be
+            reached, or gives another commit. StoreError: if it holds no model of this library, or
+            a damaged one. ModuleNotFoundError: without huggingface_hub.
 
     Example:
         >>> from_hub("digits")
         Traceback (most recent call last):
         ValueError: 'digits' is no name of a repository; a name looks like 'owner/my-model': ...
     """
-    _check_name(repo)
+    _check(repo, token)
     hub = _library()
     at = repo if revision is None else f"{repo} at {revision!r}"
     with _network(f"{at} could not be read", "check its name, the connection and the token"):
@@ -147,14 +144,16 @@ def from_hub(
             token=token,
             allow_patterns=list(PATTERNS),
         )
+    if COMMIT.fullmatch(revision or "") and (found := Path(place).name) != revision:
+        raise HubError(f"{at} is not what came, which is {found}; clear the cache and ask again")
     try:
         return load(place, classes=classes)
     except StoreError as error:
         raise StoreError(f"{at} gave no model: {error}") from error
 
 
-def _check_name(repo: str) -> None:
-    """Raise a `ValueError` that says what a name looks like, if this is none."""
+def _check(repo: str, token: str | None) -> None:
+    """Raise a `ValueError` that says what a name looks like, or a token, if this is none."""
     owner, slash, name = repo.partition("/") if isinstance(repo, str) else ("", "", "")
     sound = slash and NAME.fullmatch(owner) and NAME.fullmatch(name) and not name.endswith(".git")
     if not sound or "--" in repo or ".." in repo:
@@ -162,6 +161,8 @@ def _check_name(repo: str) -> None:
             f"{repo!r} is no name of a repository; a name looks like 'owner/my-model': two parts "
             "of letters, digits, '-', '_' and '.', with one slash between and no spaces"
         )
+    if token is not None and not (isinstance(token, str) and TOKEN.fullmatch(token)):
+        raise ValueError("token is none: it has a space, a line end or worse; give token.strip()")
 
 
 def _library() -> Any:

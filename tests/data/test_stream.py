@@ -6,6 +6,7 @@ import tracemalloc
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sized
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,12 @@ def test_a_length_is_there_where_rows_are_known_and_only_there(kind: str, tmp_pa
         else:
             with pytest.raises(TypeError):
                 len(stream)  # type: ignore[arg-type]
+
+
+def test_a_batch_may_have_one_row(source: Any) -> None:
+    last = [len(b) for b in Stream(source, BOTH, batch_size=51, shuffle=False, drop_last=False)]
+    assert last == [51, 51, 1]
+    assert sorted(t_of(Stream(source, BOTH, batch_size=1, buffer=20))) == list(range(N))
 
 
 def test_rows_are_well_mixed_though_blocks_are_read_in_one_go() -> None:
@@ -371,6 +378,39 @@ def test_masks_hide_whatever_their_rows_hold(tmp_path: Path) -> None:
             assert told == (t != 2) or not seen
             assert not told or arm == (0 if not seen and arm == 0 else 1)
         assert int(batch.mask("t").sum()) == 4
+
+
+LEVEL = Variable("level", kind="ordinal", categories=("1", "2", "3"))
+WELL = Variable("well", kind="categorical", categories=("True", "False"))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_numbers_in_a_table_are_labels_where_categories_are_numbers(
+    kind: str, tmp_path: Path
+) -> None:
+    frame = pandas.DataFrame({"level": [1, 2, 1], "well": [True, False, True], "site": [2, 1, 2]})
+    frame["half"] = [1.0, None, 2.0]  # as 1 becomes beside a missing entry
+    if kind == "csv":
+        frame.astype({"half": "Int64"}).to_csv(tmp_path / "x.csv", index=False)
+    else:
+        pytest.importorskip("pyarrow")
+        frame.to_parquet(tmp_path / "x.parquet")
+    half = LEVEL.rename("half")
+    (batch,) = Stream(tmp_path / f"x.{kind}", [LEVEL, WELL, half], batch_size=3).once()
+    assert batch.values["level"].tolist() == [0, 1, 0]
+    assert batch.values["well"].tolist() == [0, 1, 0]
+    assert batch.mask("half").tolist() == [True, False, True]
+    assert batch.values["half"][[0, 2]].tolist() == [0, 1]
+
+
+def test_numbers_of_a_typed_table_are_labels_or_codes_whatever_the_block() -> None:
+    site = Variable("site", kind="categorical", categories=("south", "north", "east"))
+    read = Stream([{"level": 0, "site": 0}], [LEVEL, site], batch_size=1)._source.from_frame
+    for rows in ([1, 2], [2], [1, 2, 3]):
+        found = read(0, pandas.DataFrame({"level": rows, "site": rows}) - [0, 1])["values"]
+        assert found["level"].tolist() == found["site"].tolist() == [r - 1 for r in rows]
+    with pytest.raises(ValueError, match="no category '0'"):
+        read(0, pandas.DataFrame({"level": [0, 1], "site": [0, 1]}))
 
 
 # Training ---------------------------------------------------------------------------------------
@@ -694,6 +734,27 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "ragged": (
         lambda p: list(Stream([{"y": [[1], [1, 2]]}], [Y], batch_size=1)),
         *(ValueError, "row 0 of the list has no array as 'y'"),
+    ),
+    "labels and codes": (
+        lambda p: list(Stream([row(0), {"t": 1, "arm": 1}], BOTH, batch_size=1)),
+        *(ValueError, "rows 0 to 1 of the list have labels and codes of 'arm'; give one of them"),
+    ),
+    "too large for floats": (
+        lambda p: list(Stream([{"t": 1.0}, {"t": 1e300}], [T], batch_size=1)),
+        *(ValueError, "row 1 of the list has NaN or infinite values of 't' as float32"),
+    ),
+    "too fine for floats": (
+        lambda p: list(
+            Stream(
+                [{"t": 1.7e9 + i} for i in range(8)],
+                [replace(T, low=1.7e9, high=1.7e9 + 99)],
+                batch_size=8,
+            )
+        ),
+        *(
+            ValueError,
+            "rows 0 to 7 of the list: 't' is rounded by 7 within 99 as float32",
+        ),
     ),
     "infinite": (
         lambda p: list(Stream([{"t": 1.0}, {"t": None}, {"t": math.inf}], [T], batch_size=1)),

@@ -379,6 +379,15 @@ UNFIT = {
         "correct '?' in row 37, 'n.d.' in row 39, or missing=['?', 'n.d.'], or name it in",
     ),
     "written": ([*map(str, ROW)], "is text that pandas.to_numeric reads: convert it"),
+    "commas": ([f"{r},5" for r in ROW], "is numbers written for people ('0,5'): convert them, as"),
+    "thousands": ([f"{r % 9},{r:03d}.5" for r in ROW], "is numbers written for people"),
+    "shares": ([f"{r % 5} %" for r in ROW], "is numbers written for people ('0 %')"),
+    "empty": (
+        ["", "a", " ", "b"] * 10,
+        "has '' (first in row 0), which files have for a gap: say missing=('',), or",
+    ),
+    "blank": (["a", "b", " ", "b"] * 10, "has ' ' (first in row 2), which files have for a gap"),
+    "nan": (["a", "nan", "b", "b"] * 10, "has 'nan' (first in row 1), which files have for a gap"),
     "dates": ([f"2020-{r % 12 + 1:02d}-01" for r in ROW], "is dates written as text"),
     "clock": (1.7e9 + ROW * 1e-3, "as torch.float32: subtract its mean"),
     "huge": (ROW * 1e300, "is rounded by inf"),
@@ -410,6 +419,66 @@ def test_all_columns_with_a_problem_are_told_at_once(study) -> None:
     ):
         assert words in told
     assert not [x for x in lines if x.startswith("  - 'age'")]
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["1.2.3", "1.2.4"],  # versions
+        ["0-9", "10-19"],
+        ["10.0.0.1", "10.0.0.2"],
+        ["5 kg", "6 kg"],
+        ["1,5", "few", "many", "none"],
+    ],
+)
+def test_words_with_digits_are_words(texts: list[str]) -> None:
+    frame = pandas.DataFrame({"x": (texts * N)[:N]})
+    assert Table(frame).variables["x"].categories == tuple(sorted(texts))
+
+
+def test_numbers_written_for_people_may_be_named_categories_and_gaps_said() -> None:
+    frame = pandas.DataFrame({"dose": ["0,5", "1,0"] * 20, "arm": ["", "a", "b", " "] * 10})
+    table = Table(frame, categorical=("dose",), missing=("", " "))
+    assert table.variables["dose"].categories == ("0,5", "1,0")
+    assert table.variables["arm"].categories == ("a", "b")
+    assert table.describe()["missing"].to_dict() == {"dose": 0, "arm": 20}
+
+
+def test_an_order_may_be_given_in_the_columns_own_values() -> None:
+    given = {"grade": [1.0, 2.0, None, 3.0] * 10, "well": [True, False] * 20}
+    table = Table(
+        pandas.DataFrame(given), ordinal={"grade": [3.0, 2.0, 1.0], "well": [True, False]}
+    )
+    assert table.variables["grade"].categories == ("3", "2", "1")
+    assert table.variables["well"].categories == ("True", "False")
+    row, seen = table.train.context["row"].numpy(), table.train.mask("grade").numpy()
+    expected = np.array([2, 1, -1, 0])[row % 4]
+    assert np.array_equal(table.train.values["grade"].numpy()[seen], expected[seen])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"graph": ["age"]}, "graph is a list: give a Graph, or its arrows"),
+        ({"valid": "0.1"}, "valid='0.1', test=0.1: give shares"),
+        ({"test": None}, "valid=0.1, test=None: give shares"),
+        ({"valid": float("nan")}, "valid=nan"),
+        ({"seed": None}, "seed=None: give a whole number"),
+        ({"seed": 1.5}, "seed=1.5: give a whole number"),
+        ({"ordinal": ["stage"]}, r"ordinal=['stage']: give a mapping"),
+        ({"units": "years"}, "units='years': give a mapping"),
+        ({"categorical": 3}, "categorical names 3, which is no column"),
+        ({"ordinal": {"stage": 3}}, "'stage' has ordinal=['3']: list two categories"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_told(study, options, words: str) -> None:
+    assert words in refusal(study, **options)
+
+
+def test_one_number_may_stand_for_a_gap_as_one_text_does() -> None:
+    frame = pandas.DataFrame({"x": [-999, *range(N - 1)]})
+    assert Table(frame, missing=-999).describe().loc["x", "missing"] == 1
+    assert Table(frame, missing=None).describe().loc["x", "missing"] == 0
 
 
 def test_a_name_is_no_category_unless_it_is_said_to_be() -> None:

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 
@@ -65,22 +67,29 @@ def test_what_a_row_is_comes_from_the_context_and_noise_does_not() -> None:
 
 
 class Data:
-    def __init__(self, named: bool) -> None:
+    def __init__(self, named: Sequence[str]) -> None:
         from subjunctive.graph import Graph
 
         x, values = rows(40)
         self.graph = Graph.parse("level -> x")
         self.variables = {"level": LEVEL, "x": IMAGE}
-        context = {"kind": values["kind"]} if named else {}
+        known = {"kind": values["kind"], "row": torch.randperm(40), "same": torch.zeros(40).long()}
+        context = {name: known[name] for name in named}
         self.train = Batch({"level": values["level"], "x": x}, context=context)
 
 
 @pytest.mark.parametrize(
     ("named", "measured", "labels"),
-    [(True, True, ["kind"]), (True, False, ["kind", "level"]), (False, True, ["level"])],
+    [
+        (["kind"], True, ["kind"]),
+        (["kind"], False, ["kind", "level"]),
+        ([], True, ["level"]),
+        (["row", "same"], True, ["level"]),  # no row shares its number, and all are alike
+        (["row", "kind"], True, ["kind"]),
+    ],
 )
 def test_a_predictor_reads_what_the_data_cannot(
-    named: bool, measured: bool, labels: list[str]
+    named: list[str], measured: bool, labels: list[str]
 ) -> None:
     found = predictor_for(Data(named), "x", measured=measured, steps=2)
     assert [v.name for v in found.labels] == labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -15,15 +15,23 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-MISTAKES = (ValueError, KeyError, OSError, ArithmeticError, ModuleNotFoundError)
+MISTAKES = (ValueError, KeyError, OSError, ArithmeticError, ImportError)
+FAULTS = (TypeError, AttributeError, RuntimeError, MemoryError)  # of what was given, or our own
+USAGE: Any = typer.BadParameter.__base__  # a command or an option that there is not
 
 
 class Commands(TyperGroup):
-    """Runs a command; what the user can mend becomes one line instead of a traceback."""
+    """Runs a command; what went wrong becomes one line instead of a traceback."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Accept `--debug` before and after the command's name."""
-        return super().parse_args(ctx, sorted(args, key=lambda word: word != "--debug"))
+        words = sorted(args, key=lambda word: word != "--debug")
+        try:
+            return super().parse_args(ctx, words)
+        except USAGE as error:
+            if not args:  # which shows the help
+                raise
+            _misuse(error)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; show warnings as lines, and errors as one."""
@@ -32,12 +40,18 @@ class Commands(TyperGroup):
             warnings.showwarning = _warn
             try:
                 return super().invoke(ctx)
-            except MISTAKES as error:
+            except (typer.Exit, typer.Abort, BrokenPipeError):
+                raise
+            except USAGE as error:
+                _misuse(error)
+            except (*MISTAKES, *FAULTS) as error:
                 if ctx.params.get("debug"):
                     raise
-                text = error.args[0] if isinstance(error, KeyError) and error.args else error
-                _say("error", str(text))
-                raise typer.Exit(2) from error
+                text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+                mistake = isinstance(error, MISTAKES)
+                kind = "" if mistake else f"{type(error).__name__} (--debug shows where): "
+                _say("error", kind + text)
+                raise typer.Exit(2 if mistake else 1) from error
 
 
 app = typer.Typer(
@@ -47,7 +61,28 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
+Seed = Annotated[int, typer.Option(help="Seed of all draws.", min=0, max=2**63 - 1)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
+
+
+def may_write(out: Path, overwrite: bool) -> None:
+    """Refuse, before any work, to replace a file unasked, and make the directory it is to be in.
+
+    Raises:
+        ValueError: for a file that is there, or a directory. OSError: where none can be made.
+    """
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a directory; name a file in it")
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} exists; give another --out, or --overwrite")
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _misuse(error: Any) -> NoReturn:
+    """Say in one line what is wrong with the words of a command."""
+    where = error.ctx.command_path if error.ctx else "subjunctive"
+    _say("error", f"{error.format_message().rstrip('.')}; see {where} --help")
+    raise typer.Exit(2) from error
 
 
 def _say(kind: str, text: str) -> None:

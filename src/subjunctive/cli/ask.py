@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from subjunctive.cli.app import Seed, app, load_model
+from subjunctive.cli.app import Overwrite, Seed, app, load_model, may_write
 
 Saved = Annotated[Path, typer.Argument(help="Directory of a saved model.")]
 Do = Annotated[list[str], typer.Option(help="node=value, node+=amount or node*=factor.")]
@@ -22,21 +22,20 @@ def sample(
     rows: Annotated[int, typer.Option("--rows", "-n", help="How many rows.", min=1)] = 100,
     do: Do = [],  # noqa: B006  typer reads the default
     seed: Seed = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw rows from the model, under interventions where --do is given, a world each."""
     import subjunctive as sj
-    from subjunctive.cli.write import check_out, write
-    from subjunctive.evidence import read_do
-    from subjunctive.plot import title
+    from subjunctive.cli.write import check_out, read_worlds, write
     from subjunctive.query import Answer
 
-    check_out(out)
+    check_out(out, overwrite)
     loaded = load_model(model)
-    worlds = [read_do(text, loaded.variables) for text in do] or [{}]
-    names = [title(world, loaded.variables) if world else "sample" for world in worlds]
-    drawn = [sj.intervene(loaded, world).sample(rows, seed=seed) for world in worlds]
-    answers = [Answer({k: v[None] for k, v in found.items()}, loaded.variables) for found in drawn]
-    write(out, dict(zip(names, answers, strict=True)))
+    answers = {}
+    for name, world in (read_worlds(do, loaded.variables) or {"sample": {}}).items():
+        drawn = sj.intervene(loaded, world).sample(rows, seed=seed)
+        answers[name] = Answer({k: v[None] for k, v in drawn.items()}, loaded.variables)
+    write(out, answers)
     typer.echo(out)
 
 
@@ -48,25 +47,25 @@ def counterfactual(
     out: Out,
     draws: Annotated[int, typer.Option(help="Draws of the noise a row.", min=1)] = 1,
     seed: Seed = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Ask what would have been. Each --do is a world of its own; commas join what is done in one.
 
-    Labels that the evidence lacks are read from the picture by the model's encoder.
+    Labels that the evidence lacks are read from the picture by the model's encoder. A cell that is
+    empty is drawn, in the factual world too: --draws 100 gives the mean and a 90 % interval.
     """
     import subjunctive as sj
-    from subjunctive.cli.write import check_out, write
-    from subjunctive.evidence import read_do, read_evidence
-    from subjunctive.plot import title
+    from subjunctive.cli.write import check_out, read_worlds, write
+    from subjunctive.evidence import read_evidence
 
-    check_out(out)
+    check_out(out, overwrite)
     loaded = load_model(model)
+    worlds = {"factual": {}, **read_worlds(do, loaded.variables)}
     batch = read_evidence(evidence, loaded.variables)
-    worlds = [read_do(text, loaded.variables) for text in do]
-    names = [title(world, loaded.variables) for world in worlds]
     answers = sj.counterfactual(
-        loaded, batch, [{}, *worlds], draws=draws, seed=seed, progress=sys.stderr.isatty()
+        loaded, batch, [*worlds.values()], draws=draws, seed=seed, progress=sys.stderr.isatty()
     )
-    write(out, dict(zip(["factual", *names], answers, strict=True)), batch)
+    write(out, dict(zip(worlds, answers, strict=True)), batch)
     typer.echo(out)
 
 
@@ -84,18 +83,22 @@ def effect(
     """Estimate an effect, E[outcome under the second value] less that under the first."""
     import subjunctive as sj
     from subjunctive.evidence import read_do
+    from subjunctive.intervention import Intervention
 
     loaded = load_model(model)
     variables = loaded.variables
     a, b = (read_do(f"{treatment}={value}", variables)[treatment] for value in values)
-    fixed = {k: v for text in given for k, v in read_do(text, variables).items()}
+    fixed = {} if not given else read_do(",".join(given), variables)
+    if any(isinstance(seen, Intervention) for seen in fixed.values()):
+        raise ValueError(f"--given {', '.join(given)}: it says what is seen, node=value")
     sj.variable.known(outcome, variables, "effect")
     unit = f" {variables[outcome].unit}".rstrip()
-    typer.echo(f"{sj.identify(loaded.graph, outcome, treatment)}")
+    identified = sj.identify(loaded.graph, outcome, treatment)
     if through:
         if fixed:
             raise ValueError("--given and --through do not go together; ask one after the other")
         frame = sj.mediation(loaded, treatment, outcome, through, (a, b), draws=draws, seed=seed)
+        typer.echo(identified)
         for name, estimate, error in frame.itertuples():
             typer.echo(f"{name:12} {estimate:.4g} \N{PLUS-MINUS SIGN} {error:.2g}{unit}")
         return
@@ -104,6 +107,7 @@ def effect(
         raise ValueError(f"{outcome!r} has shape {tuple(found.estimate.shape)}; use --outcome of a "
                          "scalar node, or subjunctive.effect in Python")  # fmt: skip
     low, high = (float(x) for x in found.interval())
+    typer.echo(identified)
     typer.echo(
         f"{found.kind}(values {values[0]} to {values[1]}) on {outcome}: {float(found.estimate):.4g}"
         f"{unit}, 95 % interval {low:.4g} to {high:.4g} (of the draws; the model's own error is "
@@ -144,6 +148,7 @@ def export(
     model: Saved,
     out: Annotated[Path, typer.Option(help="A .pt2 (torch.export) or an .onnx file.")],
     node: Annotated[str | None, typer.Option(help="Whose mechanism; the picture's.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a node's mechanism, noise and parents in, value out, for other programs."""
     from subjunctive.evidence import image_node
@@ -155,5 +160,6 @@ def export(
     if node is None:
         raise ValueError(f"name --node; there are {', '.join(loaded.variables)}")
     known(node, loaded.variables, "--node")
+    may_write(out, overwrite)
     write_mechanism(loaded, node, out)
     typer.echo(out)

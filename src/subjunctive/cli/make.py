@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from subjunctive.cli.app import Seed, app, load_model, show
+from subjunctive.cli.app import Overwrite, Seed, app, load_model, may_write, show
 
 HEADLINES = ("effectiveness", "distance", "distance, far", "identity")
 
@@ -21,8 +21,11 @@ def demo(
     rows: Annotated[int, typer.Option(help="Held-out digits to judge.", min=10)] = 500,
     digits: Annotated[int, typer.Option(help="Real digits to use.", min=30)] = 5000,
     missing: Annotated[float, typer.Option(help="Share of labels to hide.", min=0, max=0.99)] = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Train on real digits; write counterfactuals of held-out ones, and how sound they are."""
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ValueError(f"{out} holds files; give another --out, or --overwrite")
     from subjunctive.demo import demo as run
 
     made = run(out, seed, steps, rows, digits, missing=missing, progress=sys.stderr.isatty())
@@ -60,14 +63,16 @@ def fit(
 ) -> None:
     """Fit the model of a YAML file and save it."""
     from subjunctive.experiment import located, read_experiment, read_yaml
-    from subjunctive.store import StoreError, save
+    from subjunctive.store import CONFIG, WEIGHTS, StoreError, save
 
-    if out.exists() and not (overwrite and (out / "config.json").is_file()):
+    held = {p.name for p in out.iterdir()} if out.is_dir() else set()
+    if out.exists() and not (overwrite and held == {CONFIG, WEIGHTS}):  # as save() would, later
         raise StoreError(f"{out} exists; give another --out, or --overwrite a saved model")
     if resume and checkpoints is None:
         raise ValueError("--resume needs --checkpoints, the directory of the run to go on with")
     with located(config):
         experiment = read_experiment(read_yaml(config))
+    out.parent.mkdir(parents=True, exist_ok=True)  # rather than find after the fit that it cannot
     kept = {} if checkpoints is None else {"directory": checkpoints, "resume": resume}
     done = experiment.run(progress=sys.stderr.isatty(), **kept)
     save(experiment.model, out, overwrite=overwrite)
@@ -84,12 +89,17 @@ def evaluate(
     rows: Annotated[int, typer.Option(help="Held-out rows to judge.", min=10)] = 500,
     out: Annotated[Path | None, typer.Option(help="A .csv to write, too.")] = None,
     seed: Seed = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Measure how sound a model's counterfactuals are, against the truth where it is known."""
     import subjunctive as sj
     from subjunctive.experiment import located, named_data, read_data, read_yaml
     from subjunctive.training.process import few_threads
 
+    if out is not None:
+        if out.suffix.lower() != ".csv":
+            raise ValueError(f"--out {out} is no .csv")
+        may_write(out, overwrite)
     loaded = load_model(model)
     file = Path(data).suffix.lower() in (".yaml", ".yml")
     if file:
@@ -101,11 +111,10 @@ def evaluate(
     if set(theirs) != set(ours):
         raise ValueError(f"--data {data} has nodes {theirs}, the model {ours}; they must be equal")
     for node in ours:
-        if found.variables[node].shape != loaded.variables[node].shape:
-            shapes = found.variables[node].shape, loaded.variables[node].shape
-            raise ValueError(
-                f"{node!r} has shape {shapes[0]} in the data, {shapes[1]} in the model"
-            )
+        for what in ("kind", "shape", "categories"):
+            there, here = (getattr(m.variables[node], what) for m in (found, loaded))
+            if there != here:
+                raise ValueError(f"{node!r} has {what} {there} in the data, {here} in the model")
     with few_threads():
         frame = sj.evaluate(loaded, found, rows=rows, seed=seed, progress=sys.stderr.isatty())
     show(frame)

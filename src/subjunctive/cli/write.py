@@ -1,38 +1,58 @@
-"""Answers written to files: a table, pictures, or arrays."""
+"""What a question's words ask for, and its answers as a file: a table, pictures, or arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from subjunctive.cli.app import may_write
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
     from subjunctive.query import Answer
-    from subjunctive.variable import Batch
+    from subjunctive.variable import Batch, Variable
 
 SUFFIXES = (".png", ".csv", ".parquet", ".npz")
 
 
-def check_out(out: Path) -> None:
+def check_out(out: Path, overwrite: bool) -> None:
     """Refuse a file that no answer can be written to, before any work.
 
     Raises:
-        ValueError: for another suffix. ModuleNotFoundError: if Parquet's library is missing.
+        ValueError: for another suffix, or a file that is there.
+        ModuleNotFoundError: if Parquet's library is missing.
     """
     if out.suffix.lower() not in SUFFIXES:
         raise ValueError(f"--out {out} ends in none of {', '.join(SUFFIXES)}")
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a directory; name a file in it")
     if out.suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
         raise ModuleNotFoundError("Parquet needs pyarrow: pip install pyarrow, or write a .csv")
+    may_write(out, overwrite)
+
+
+def read_worlds(texts: Sequence[str], variables: Mapping[str, Variable]) -> dict[str, Any]:
+    """Return the worlds that `--do` asks for, name -> what is done in it.
+
+    Raises:
+        ValueError: if two of them are one.
+    """
+    from subjunctive.evidence import read_do
+    from subjunctive.plot import title
+
+    done = [read_do(text, variables) for text in texts]
+    names = [title(world, variables) for world in done]
+    if len({*names}) < len(names):  # titles round
+        names = [f"do({' '.join(text.split())})" for text in texts]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two worlds are {name}; give each --do once")
+    return dict(zip(names, done, strict=True))
 
 
 def write(out: Path, answers: Mapping[str, Answer], evidence: Batch | None = None) -> None:
     """Write what was answered, world by world; the first is the factual one."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     kind, worlds = out.suffix.lower(), dict(answers)
     if kind == ".csv":
         _tidy(worlds).to_csv(out, index=False)
@@ -72,6 +92,14 @@ def _sheet(out: Path, answers: dict[str, Answer]) -> None:
     figure.savefig(out, dpi=100)
 
 
+def _reserved(nodes: Iterable[str], names: Iterable[str], out: str) -> None:
+    """Refuse nodes whose names the file needs for itself."""
+    for node in nodes:
+        if node in names:
+            raise ValueError(f"a node is called {node!r}, which {out} needs for itself: ask in "
+                             "Python, or write another kind of file")  # fmt: skip
+
+
 def _tidy(answers: dict[str, Answer]) -> DataFrame:
     """Return a row a world and row of evidence; with draws, 90 % intervals beside the answers."""
     import pandas
@@ -79,7 +107,10 @@ def _tidy(answers: dict[str, Answer]) -> DataFrame:
     frames = []
     for name, answer in answers.items():
         frame = answer.frame()
-        for node in list(frame.columns):
+        nodes = list(frame.columns)
+        ends = (f"{node}.{end}" for node in nodes for end in ("low", "high"))
+        _reserved(nodes, {"world", "row", *ends}, "a table")
+        for node in nodes:
             draws = answer.draws[node]
             if len(draws) > 1 and not answer.variables[node].discrete:
                 low, high = answer.interval(node)
@@ -119,6 +150,8 @@ def _arrays(out: Path, answers: dict[str, Answer]) -> None:
     import numpy
 
     worlds: dict[str, Any] = {"worlds": numpy.array(list(answers))}
-    for node in next(iter(answers.values())):
+    nodes = list(next(iter(answers.values())))
+    _reserved(nodes, {"worlds", "file", "allow_pickle"}, "an .npz")
+    for node in nodes:
         worlds[node] = numpy.stack([answer[node].cpu().numpy() for answer in answers.values()])
     numpy.savez_compressed(out, **worlds)

@@ -7,23 +7,19 @@ is collected and told in one error: nothing is dropped, cropped, resized or gues
 
 from __future__ import annotations
 
-import io
 import os
-import struct
-import tarfile
 import warnings
-import zipfile
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from subjunctive.data.pictures import LARGEST as LARGEST
+from subjunctive.data.pictures import WIDE, Opener, Size, find, look_at, opened, pixels_of
 from subjunctive.data.table import SEPARATORS, Table
 from subjunctive.graph import Graph
 from subjunctive.variable import Batch, Variable, nearest
@@ -33,18 +29,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Found = dict[str, list[str]]  # what is wrong -> with whom
-Opener = Callable[[str], IO[bytes]]
-Size = tuple[int, int]  # height, width
 Task = Callable[[str, Any], Any]  # of a picture's name and the picture
-LARGEST = 2**26  # pixels of a picture, as 8192 x 8192: a small file may unpack to any number
-LARGEST_FILE = 8 * LARGEST  # bytes of a file in an archive: four channels of 16 bits
-# Not EPS, as Pillow has another program run it, nor what has no pixels.
-FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP"}
-GREY = {"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N"}
-CLEAR = {"LA", "La", "PA", "RGBA", "RGBa"}
-WIDE = "16 bits divided by 65535"
-RULES = {"1": "black and white as 0 and 1", "P": "palette as its colours"}
-RULES |= {"CMYK": "CMYK made RGB without a colour profile"}
 REMEDIES = {
     "rows have no picture": "correct the names, add the pictures, or take the rows out",
     "rows name several pictures": "give paths in the folder, with suffixes",
@@ -54,16 +39,6 @@ REMEDIES = {
     "pictures have another size": "most have {most}: crop or pad, or say size={most}, resize=True",
     "pictures have no row": "they are left out; give them rows, or take them away",
 }
-# What damaged files make Pillow and the readers of archives raise.
-DAMAGED: tuple[type[Exception], ...] = (OSError, ValueError, SyntaxError, EOFError, LookupError)
-DAMAGED += (TypeError, ArithmeticError, RuntimeError, struct.error, zlib.error)
-DAMAGED += (zipfile.BadZipFile, tarfile.TarError)
-
-
-class _Look(NamedTuple):  # what a picture's header says
-    size: Size
-    colour: bool
-    rules: list[str]
 
 
 class Images:
@@ -138,6 +113,7 @@ class Images:
         self.categorical, self.ordinal, self.units = categorical, ordinal, units
         self.missing, self.seed, self.workers, self.progress = missing, seed, workers, progress
         self.shares = {"valid": valid, "test": test}  # the attributes `valid`, `test` are batches
+        self.given = {"graph": graph, **self.shares}  # to write the configuration
         if workers == 0:
             raise ValueError("workers is 0; give a number of threads, or -1 for one a processor")
         asked, entries = _as_size(size), _entries(table, file, node)
@@ -153,7 +129,7 @@ class Images:
             self._attributes = Table(table, rest, **how)
         except ValueError as error:
             problems.append(str(error))
-        names, unsafe, opener = _opened(Path(folder).expanduser())
+        names, unsafe, opener = find(Path(folder).expanduser())
         self.files, self.unused, found = _match(entries, names)
         pixels, faults, most = self._read(opener, asked)
         found |= {"members lead out of the archive": unsafe, **faults}
@@ -169,7 +145,7 @@ class Images:
     def _read(self, opener: Opener, asked: Size | None) -> tuple[NDArray[Any], Found, Size]:
         """Return pixels `(rows, C, H, W)`, 0 to 255, what is wrong, and the commonest size."""
         names = list(dict.fromkeys(n for n in self.files if n))
-        good, faults = self._each(opener, names, lambda _, image: _look(image))
+        good, faults = self._each(opener, names, lambda _, image: look_at(image))
         looks = good.values()
         [(most, _)] = Counter(look.size for look in looks).most_common(1) or [((1, 1), 0)]
         size = asked or most
@@ -184,7 +160,7 @@ class Images:
         row = {name: i for i, name in enumerate(self.files)}
 
         def decode(name: str, image: Image) -> None:
-            found = _pixels(image, shape[1], size if whole else None)
+            found = pixels_of(image, shape[1], size if whole else None)
             if whole:
                 pixels[row[name]] = found
 
@@ -200,20 +176,14 @@ class Images:
     def _each(self, opener: Opener, names: Sequence[str], task: Task) -> tuple[dict[str, Any], ...]:
         """Return what the task makes of each picture, and why the others cannot be read."""
         from joblib import Parallel, delayed
-        from PIL import Image
         from tqdm import tqdm
-
-        Image.init()
-        formats = sorted(FORMATS & Image.OPEN.keys())
 
         def attempt(name: str) -> Any:
             try:
-                with opener(name) as file, Image.open(file, formats=formats) as image:
-                    if image.width * image.height > LARGEST:
-                        raise ValueError(f"{image.width * image.height} pixels, over {LARGEST}")
+                with opener(name) as file, opened(file) as image:
                     return task(name, image)
-            except (*DAMAGED, Warning, Image.DecompressionBombError) as error:  # type: ignore[misc]
-                return " ".join(str(error).split("<")[0].split()) or type(error).__name__
+            except (ValueError, OSError) as error:
+                return str(error)
 
         # Threads, as Pillow decodes without the interpreter's lock and the pixels are shared.
         run = Parallel(n_jobs=self.workers, require="sharedmem", return_as="generator")
@@ -283,58 +253,6 @@ def _read_text(path: Path) -> DataFrame:
     return cells.iloc[1:].set_axis([str(c).strip() for c in cells.iloc[0]], axis=1)
 
 
-def _opened(folder: Path) -> tuple[list[str], list[str], Opener]:
-    """Return the pictures' names, those that lead out of an archive, and what opens a picture."""
-    if not folder.exists():
-        raise FileNotFoundError(f"there is no folder of pictures at {folder}")
-    try:
-        names, held = _unpacked(folder)
-    except DAMAGED as error:
-        raise ValueError(f"{folder} cannot be read: {error}") from error
-    pictures = sorted(filter(_is_picture, names))
-    if not pictures:
-        raise ValueError(f"{folder} holds no picture; the formats are {', '.join(sorted(FORMATS))}")
-    members = [PureWindowsPath(n) for n in names if held is not None]
-    unsafe = [repr(p.as_posix()) for p in members if p.anchor or ".." in p.parts]
-
-    def opener(name: str) -> IO[bytes]:
-        if held is None:
-            return (folder / name).open("rb")
-        if name not in held:
-            raise ValueError(f"in the archive it is a link, damaged, or over {LARGEST_FILE} bytes")
-        return io.BytesIO(held[name])
-
-    return pictures, unsafe, opener
-
-
-def _unpacked(folder: Path) -> tuple[list[str], dict[str, bytes] | None]:
-    """Read an archive's pictures at once, as going back in a gzipped one is starting again."""
-    if folder.is_dir():
-        return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()], None
-    names, held, zipped = [], {}, folder.name.lower().endswith(".zip")
-    if not zipped and not folder.name.lower().endswith((".tar", ".tar.gz", ".tgz")):
-        raise ValueError("it is no directory and no .zip, .tar or .tar.gz")
-    with zipfile.ZipFile(folder) if zipped else tarfile.open(folder) as opened:
-        archive: Any = opened
-        for member in archive.infolist() if zipped else archive:
-            path = (member.filename if zipped else member.name).replace("\\", "/")
-            names.append(name := str(PurePosixPath(path)))
-            plain = zipped or member.isreg()
-            small = (member.file_size if zipped else member.size) <= LARGEST_FILE
-            if plain and small and _is_picture(name):
-                with suppress(*DAMAGED):
-                    held[name] = (archive.open if zipped else archive.extractfile)(member).read()
-    return names, held
-
-
-def _is_picture(name: str) -> bool:
-    from PIL import Image
-
-    path = PurePosixPath(name)
-    hidden = any(p != ".." and p.startswith((".", "__MACOSX")) for p in path.parts)
-    return not hidden and Image.registered_extensions().get(path.suffix.lower()) in FORMATS
-
-
 def _match(entries: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[str], Found]:
     """Return each row's picture or an empty text, pictures without a row, and what is wrong."""
     tiers: list[Found] = [defaultdict(list) for _ in range(4)]
@@ -362,38 +280,3 @@ def _told(what: str, whom: Sequence[str], most: Size = (1, 1)) -> str:
 
 def _few(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most)
-
-
-def _look(image: Image) -> _Look:
-    if image.format in ("JPEG", "MPO") and image.getexif().get(0x0112, 1) != 1:
-        raise ValueError("its EXIF says that it is to be turned; turn it, and save it without")
-    wide = image.mode.startswith("I")
-    clear = not wide and (image.mode in CLEAR or "transparency" in image.info)
-    rules = [WIDE] * wide + [r for mode, r in RULES.items() if mode == image.mode]
-    rules += ["transparency laid on white"] * clear
-    rules += ["the first of several frames"] * getattr(image, "is_animated", False)
-    return _Look((image.height, image.width), image.mode not in GREY, rules)
-
-
-def _pixels(picture: Image, channels: int, size: Size | None) -> NDArray[Any]:
-    """Return `(1 or C, H, W)`, 0 to 255: bytes, but fractions where there were 16 bits."""
-    from PIL import Image
-
-    image: Any = picture
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.float32)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"it goes from {values.min():.0f} to {values.max():.0f}, not to 65535")
-        image = Image.fromarray(values / 257)
-    elif image.mode == "F":
-        raise ValueError("its mode F has no greatest value; save it with 8 or 16 bits")
-    else:
-        if image.mode in CLEAR or "transparency" in image.info:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        image = image.convert("L" if channels == 1 else "RGB")
-    if size and (image.height, image.width) != size:
-        shrinks = image.height >= size[0] and image.width >= size[1]
-        way = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
-        image = image.resize(size[::-1], way)
-    return np.moveaxis(np.atleast_3d(np.asarray(image)), 2, 0)

@@ -267,6 +267,7 @@ class Pendulum:
             if rows < 2:
                 raise ValueError(f"{what} is {rows}; draw at least 2 rows")
         self.size, self.noise, self.colour, self.grid, self.seed = size, noise, colour, grid, seed
+        self.given = {"train": train, "valid": valid, "test": test}  # to write the configuration
         self.graph = Graph.parse(
             "angle, light -> length, position; angle, light, length, position -> image"
         )

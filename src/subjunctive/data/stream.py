@@ -46,9 +46,10 @@ class Stream:
     torch since the stream was made is mixed in, and passes count from it: it is read, as `fit`
     gives one before every pass, so that a run that was stopped goes on with the same rows.
 
-    What is None, NaN in a table, or a lone NaN in a dictionary is unseen. `Stream(...)` is a
-    `SizedStream`, with a length, where the source knows its rows: not for text and what can only
-    be iterated, with which `fit` needs steps.
+    What is None, NaN in a table, or a lone NaN in a dictionary is unseen. Categories are labels or
+    codes; a number in a table is a label where the variable's labels are numbers. `Stream(...)` is
+    a `SizedStream`, with a length, where the source knows its rows: not for text and what can only
+    be iterated, with which `fit` needs steps, and reads all passes again when it is resumed.
 
     Args:
         source: a directory with a file `<node>.npy` a node, rows first, and `<node>.seen.npy`,

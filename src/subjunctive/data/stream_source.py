@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from subjunctive.data.table import GAPS, SEPARATORS
+from subjunctive.data.column import GAPS, labels, refuse_rounding
+from subjunctive.data.table import SEPARATORS
 from subjunctive.variable import Batch, Variable, known, nearest
 
 Variables = Sequence[Variable] | Mapping[str, Variable]
@@ -49,35 +50,50 @@ class Source(NamedTuple):
         """Return rows as a batch: numbers in torch's default dtype, categories as codes."""
         values, seen = {}, {}
         for name, v in self.nodes.items():
-            tensor = torch.from_numpy(np.ascontiguousarray(rows["values"][name]))
+            tensor = torch.from_numpy(rows["values"][name].copy())  # of strides that torch takes
             values[name] = tensor if v.discrete else tensor.to(torch.get_default_dtype())
             if not rows["seen"][name].all():
-                seen[name] = torch.from_numpy(np.ascontiguousarray(rows["seen"][name]))
+                seen[name] = torch.from_numpy(rows["seen"][name].copy())
         return Batch(values, seen)
 
     def block(self, first: int, columns: Mapping[str, tuple[Any, Array]]) -> Array:
         """Return rows, from each node's seen values and the mask of the rows that saw it."""
         rows = np.zeros(len(next(iter(columns.values()))[1]), self.form)
         for name, (some, seen) in columns.items():
+            variable, kept = self.nodes[name], rows["values"][name]
             try:
-                value = self.nodes[name].encode(some).numpy()
+                value = variable.encode(some).numpy()
             except ValueError as error:
-                span = f"rows {first} to {first + len(rows) - 1} of {self.name}"
-                raise ValueError(f"{span}: {error}") from error
-            wrong = ~np.isfinite(value).all(axis=tuple(range(1, value.ndim)))
+                raise ValueError(f"{self._span(first, rows)}: {error}") from error
+            with np.errstate(over="ignore"):
+                kept[seen], rows["seen"][name] = value, seen
+            wrong = seen & ~np.isfinite(kept).all(axis=tuple(range(1, kept.ndim)))
             if wrong.any():
-                row = first + np.flatnonzero(seen)[wrong.argmax()]
                 raise ValueError(
-                    f"row {row} of {self.name} has NaN or infinite values of {name!r}: correct "
-                    f"them, or declare them unseen (None in dictionaries, {name}.seen.npy)"
+                    f"row {first + wrong.argmax()} of {self.name} has NaN or infinite values of "
+                    f"{name!r} as {kept.dtype}: correct them, or declare them unseen (None in "
+                    f"dictionaries, {name}.seen.npy)"
                 )
-            rows["values"][name][seen], rows["seen"][name] = value, seen
+            if value.dtype != kept.dtype and variable.low is not None and variable.high is not None:
+                lost = float(np.abs(value - kept[seen]).max(initial=0))
+                try:
+                    refuse_rounding(lost, variable.high - variable.low, kept.dtype)
+                except ValueError as error:
+                    span = self._span(first, rows)
+                    raise ValueError(f"{span}: {name!r} {error}") from error
         return rows
+
+    def _span(self, first: int, rows: Sequence[Any] | Array) -> str:
+        return f"rows {first} to {first + len(rows) - 1} of {self.name}"
 
     def from_frame(self, first: int, frame: Any) -> Array:
         """Return the rows of a DataFrame."""
-        seen = {name: frame[name].notna().to_numpy() for name in self.nodes}
-        return self.block(first, {n: (frame[n][at].to_numpy(), at) for n, at in seen.items()})
+        columns = {}
+        for name, variable in self.nodes.items():
+            seen = frame[name].notna().to_numpy()
+            some = frame[name][seen].to_numpy()
+            columns[name] = labels(some, variable) if variable.discrete else some, seen
+        return self.block(first, columns)
 
     def from_dicts(self, first: int, dicts: Iterable[Any]) -> Array:
         """Return the rows of dictionaries node -> value."""
@@ -95,6 +111,9 @@ class Source(NamedTuple):
         columns = {}
         for name, column in found.items():
             some = [value for value in column if value is not None]
+            if len({value.dtype.kind in "OUS" for value in some}) > 1:  # stacked, all were labels
+                span = self._span(first, column)
+                raise ValueError(f"{span} have labels and codes of {name!r}; give one of them")
             seen = np.array([value is not None for value in column], bool)
             columns[name] = np.stack(some) if some else np.zeros((0, *self.nodes[name].shape)), seen
         return self.block(first, columns)
@@ -297,10 +316,10 @@ def _text(path: Path, source: Source, size: int, order: Order) -> Iterator[Array
 def _read_text(path: Path, nodes: Mapping[str, Variable], **how: Any) -> Any:
     import pandas
 
-    labels = {name: str for name, v in nodes.items() if v.discrete}  # "01" stays
+    kinds = {name: str for name, v in nodes.items() if v.discrete}  # "01" stays
     return pandas.read_csv(
         path,
-        **{"dtype": labels, **how},
+        **{"dtype": kinds, **how},
         sep=SEPARATORS[Path(path.name.lower().removesuffix(".gz")).suffix],
         na_values={name: sorted(GAPS.difference(v.categories)) for name, v in nodes.items()},
         keep_default_na=False,

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from subjunctive.checkpoint import StoreError
+from subjunctive.data.column import (
+    GAPS,
+    NUMBERS,
+    TEXTS,
+    as_numbers,
+    codes,
+    held,
+    label,
+    masked,
+    numbers,
+)
 from subjunctive.graph import Graph
 from subjunctive.mechanism import seeded
 from subjunctive.variable import Batch, Kind, Variable, known, nearest
@@ -30,14 +41,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-# What pandas reads as missing; spelled out, so that a category in `ordinal` may be called "None".
-GAPS = {"", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"}
-GAPS |= {"<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
-NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal")  # words of pandas
-TEXTS = ("string", "mixed", "mixed-integer")
-DATE = re.compile(r"(\d{4}[-/]\d\d?[-/]\d\d?|\d\d?[./]\d\d?[./]\d{2,4})([ T].*)?")
-NUMERIC = 0.9  # text of which more than this share is numbers is meant to be numbers
-MANY = 50  # text with more different entries than this, and than half the rows, is names
 
 
 class Table:
@@ -47,7 +50,8 @@ class Table:
         source: a path to text (`.csv`, `.tsv`, also with `.gz`) or Parquet (`.parquet`, which needs
             pyarrow), or a DataFrame, whose index is ignored.
         graph: a Graph or arrows, "age -> arm; age, arm -> outcome"; None: no arrow, all columns.
-        categorical: columns that are categories though they hold numbers.
+        categorical: columns that are categories though they hold numbers. A model that is asked
+            takes a number for a code, 0 for the first category, and a text for a label: ask "2".
         ordinal: column -> its categories, from the lowest to the highest.
         units: column -> its unit, for people.
         missing: further entries that stand for a missing one, such as "?" or "-999".
@@ -93,11 +97,13 @@ class Table:
         self.source, self.drop, self.missing, self.seed = source, drop, missing, seed
         self.categorical, self.ordinal, self.units = categorical, ordinal, units
         self.shares = {"test": test, "valid": valid}  # the attributes `test`, `valid` are batches
-        if not (valid >= 0 and test >= 0 and valid + test < 1):
-            raise ValueError(f"valid={valid}, test={test}: give shares, together less than 1")
+        self._check()
         self._hidden = {str(m) for m in _names(missing)}
-        self._orders = {n: [str(c) for c in _names(o)] for n, o in (ordinal or {}).items()}
+        self._orders = {n: [label(c) for c in _names(o)] for n, o in (ordinal or {}).items()}
         drawn = Graph.parse(graph) if isinstance(graph, str) else graph
+        if not isinstance(drawn, Graph | None):
+            raise ValueError(f"graph is a {type(graph).__name__}: give a Graph, or its arrows, "
+                             "such as 'age -> arm'")  # fmt: skip
         where, columns, frame = self._open()
         if not len(frame):
             raise ValueError(f"{where} has no rows; give a table with lines of data")
@@ -116,6 +122,18 @@ class Table:
             raise ValueError("\n  - ".join([f"{where} cannot be used as it is:", *problems]))
         self.graph = Graph(nodes) if drawn is None else drawn
         self.left_out = tuple(n for n in nodes if n not in self.graph)
+
+    def _check(self) -> None:
+        """Refuse arguments of a wrong kind, which a configuration may hold."""
+        test, valid = self.shares.values()
+        sound = all(isinstance(s, Real) and s >= 0 for s in (valid, test)) and valid + test < 1
+        if not sound:
+            raise ValueError(f"valid={valid!r}, test={test!r}: give shares, together less than 1")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral):
+            raise ValueError(f"seed={self.seed!r}: give a whole number")
+        for what, given in (("ordinal", self.ordinal), ("units", self.units)):
+            if not isinstance(given, Mapping | None):
+                raise ValueError(f"{what}={given!r}: give a mapping, column -> what it has")
 
     def _open(self) -> tuple[str, list[str], DataFrame]:
         """Return what the table is called, the names of its columns, and its rows."""
@@ -182,7 +200,7 @@ class Table:
         problems = [
             f"{what} names {name!r}, which is no column.{nearest(name, columns) or listed}"
             for what in ("categorical", "ordinal", "units", "drop")
-            for name in _names(getattr(self, what) or ())
+            for name in _names(getattr(self, what))
             if name not in columns
         ]
         for name in self._orders.keys() & set(_names(self.categorical)):
@@ -205,20 +223,20 @@ class Table:
             raise ValueError(f"has ordinal={order}: list two categories or more, each once")
         named: Kind | None = "categorical" if name in _names(self.categorical) else None
         kind = "ordinal" if order else named
-        given, column = column, _masked(column, self._hidden.difference(order or ()))
-        if kind is None and column is not given and _held(column) in TEXTS:
-            numbers = _as_numbers(column)  # the "?" is gone that had made texts of numbers
-            column = numbers if numbers.count() == column.count() else column
+        given, column = column, masked(column, self._hidden.difference(order or ()))
+        if kind is None and column is not given and held(column) in TEXTS:
+            read = as_numbers(column)  # the "?" is gone that had made texts of numbers
+            column = read if read.count() == column.count() else column
         if not column.notna().any():
             raise ValueError("has no entry that is not missing: leave it out")
-        held = _held(column)
-        if kind is None and held in NUMBERS:
-            return _numbers(column), Variable(name, unit=unit)
-        if kind is None and held not in (*TEXTS, "boolean", "categorical"):
-            raise ValueError(f"holds {held} ({column.dtype}), no numbers or labels: convert it, as "
+        word = held(column)
+        if kind is None and word in NUMBERS:
+            return numbers(column), Variable(name, unit=unit)
+        if kind is None and word not in (*TEXTS, "boolean", "categorical"):
+            raise ValueError(f"holds {word} ({column.dtype}), no numbers or labels: convert it, as "
                              "(column - column.min()).dt.days does dates")  # fmt: skip
-        codes, categories, kind = _codes(column, held, kind, order)
-        return codes, Variable(name, kind=kind, categories=categories, unit=unit)
+        found, categories, kind = codes(column, kind, order)
+        return found, Variable(name, kind=kind, categories=categories, unit=unit)
 
     def _split(self, rows: int, read: Mapping[str, tuple[NDArray[Any], Variable]]) -> list[str]:
         """Set batches and variables; say which columns or rows do not suffice to train on."""
@@ -264,9 +282,9 @@ class Table:
                 raise ValueError(f"{name!r} has shape {tuple(value.shape)}; frame() needs (B,)")
             seen = rows.mask(name).cpu() if isinstance(rows, Batch) else ~value.isnan()
             if v.discrete:
-                codes = v.encode(value.where(seen, 0)).where(seen, -1).numpy()
+                at = v.encode(value.where(seen, 0)).where(seen, -1).numpy()
                 labels = pandas.CategoricalDtype(list(v.categories), v.kind == "ordinal")
-                columns[name] = pandas.Categorical.from_codes(codes, dtype=labels)
+                columns[name] = pandas.Categorical.from_codes(at, dtype=labels)
             else:
                 columns[name] = np.where(seen.numpy(), value.numpy(), np.nan)
         return pandas.DataFrame({n: columns[n] for n in self.variables if n in columns})
@@ -300,101 +318,8 @@ class Table:
         return cls(**config)
 
 
-def _names(given: Iterable[str]) -> tuple[str, ...]:
-    """Return names as a tuple; a text is one name, not its letters."""
-    return (given,) if isinstance(given, str) else tuple(given)
-
-
-def _held(column: Series) -> str:
-    """Return pandas' word for what a column holds, missing entries aside."""
-    from pandas.api.types import infer_dtype
-
-    return str(infer_dtype(column, skipna=True))
-
-
-def _as_numbers(texts: Any) -> Series:
-    import pandas
-
-    return pandas.to_numeric(pandas.Series(texts, dtype=object), errors="coerce")
-
-
-def _label(value: Any) -> str:
-    """Return an entry as text; 1.0, which 1 becomes beside a missing entry, as "1"."""
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
-
-
-def _masked(column: Series, hidden: set[str]) -> Series:
-    """Return a column without the texts or numbers that stand for a missing entry."""
-    held = _held(column)
-    if held == "categorical":
-        left = [c for c in column.cat.categories if _label(c) not in hidden]
-        return column.cat.set_categories(left)
-    if not hidden or held == "boolean":
-        return column
-    numbers = _as_numbers(sorted(hidden)).dropna().tolist()
-    hit = column.isin(numbers if held in NUMBERS else [*hidden, *numbers])
-    return column.mask(hit) if hit.any() else column
-
-
-def _numbers(column: Series) -> NDArray[np.float64]:
-    """Return a column as float64 with NaN where missing; refuse what cannot be standardised."""
-    values: NDArray[np.float64] = column.to_numpy(dtype=float, na_value=np.nan)
-    infinite = np.flatnonzero(np.isinf(values))
-    if len(infinite):
-        raise ValueError(f"has {len(infinite)} infinite entries, the first in row {infinite[0]}: "
-                         "correct them, or make them missing")  # fmt: skip
-    seen, dtype = torch.from_numpy(values[~np.isnan(values)]), torch.get_default_dtype()
-    low, high = float(seen.min()), float(seen.max())
-    if low == high:
-        raise ValueError(f"is constant (all are {low:g}): leave it out")
-    lost = float((seen - seen.to(dtype).double()).abs().max())
-    if lost > (high - low) / 1000:
-        raise ValueError(f"is rounded by {lost:g} within {high - low:g} as {dtype}: subtract its "
-                         "mean, change its unit, or torch.set_default_dtype")  # fmt: skip
-    return values
-
-
-def _codes(
-    column: Series, held: str, kind: Kind | None, order: list[str] | None
-) -> tuple[NDArray[Any], tuple[str, ...], Kind]:
-    """Return codes, NaN where missing, their categories, and the kind where none is given."""
-    import pandas
-
-    try:
-        codes, values = pandas.factorize(column)  # -1 where missing
-    except TypeError as error:
-        raise ValueError(f"holds entries that are no labels ({error}): leave it out") from error
-    if kind is None and held in TEXTS:
-        _refuse_texts(codes, values)
-    labels, own = [_label(v) for v in values], held == "categorical"
-    if len(set(labels)) < 2:
-        raise ValueError(f"is constant (all are {labels[0]!r}): leave it out")
-    found = dict.fromkeys(map(_label, column.cat.categories) if own else sorted(labels))
-    wanted = order or list(found)
-    if not own and not order and (numbers := _as_numbers(wanted)).notna().all():
-        wanted = [wanted[i] for i in numbers.argsort()]
-    at = {c: i for i, c in enumerate(wanted)}
-    lacking = [c for c in labels if c not in at][:5]
-    if lacking:
-        row = np.flatnonzero(codes == labels.index(lacking[0]))[0]
-        raise ValueError(f"holds {lacking} (first in row {row}), which ordinal={order} lacks: "
-                         f"add, correct, or missing={tuple(lacking)}")  # fmt: skip
-    codes = np.array([*(at[c] for c in labels), -1])[codes]
-    kind, gaps = kind or ("ordinal" if own and column.cat.ordered else "categorical"), codes < 0
-    return np.where(gaps, np.nan, codes) if gaps.any() else codes, tuple(wanted), kind
-
-
-def _refuse_texts(codes: NDArray[Any], values: Any) -> None:
-    """Refuse texts that are meant to be numbers, dates, or names."""
-    rows, some = np.count_nonzero(codes >= 0), str(values[0])
-    bad = np.append(_as_numbers(values).isna().to_numpy(), False)[codes]  # False where missing
-    if bad.sum() < (1 - NUMERIC) * rows:
-        odd = {int(r): str(values[codes[r]]) for r in np.flatnonzero(bad)[:5]}
-        cure = ", ".join(f"{text!r} in row {r}" for r, text in odd.items())
-        cure = f"correct {cure}, or missing={sorted(set(odd.values()))}" if odd else "convert it"
-        raise ValueError(f"is text that pandas.to_numeric reads: {cure}, or name it in categorical")
-    if all(DATE.fullmatch(str(v)) for v in values[:100]):
-        raise ValueError(f"is dates written as text ({some!r}): convert them to numbers of days")
-    if len(values) > max(MANY, rows / 2):
-        raise ValueError(f"has {len(values)} different texts in {rows} rows, such as {some!r}, as "
-                         "names do: leave it out, or name it in categorical")  # fmt: skip
+def _names(given: Any) -> tuple[Any, ...]:
+    """Return names as a tuple; a text is one name, not its letters, and so is a number."""
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)

@@ -95,6 +95,8 @@ class Linear:
         seed: int = 0,
     ) -> None:
         self.nodes, self.degree, self.seed = nodes, degree, seed
+        self.given = {"graph": graph, "weights": weights, "bias": bias, "scale": scale}
+        self.given |= {"train": train, "valid": valid, "test": test}  # to write the configuration
         with seeded(seed):
             if graph is None:
                 edges = _random_dag(nodes, degree) if weights is None else torch.as_tensor(weights)
@@ -300,6 +302,7 @@ class Nonlinear:
             raise KeyError(f"no system is called {system!r}; there are {tuple(SYSTEMS)}.{hint}")
         self.system = SYSTEMS[system] if isinstance(system, str) else system
         self.seed, self.graph = seed, Graph.parse(self.system.graph)
+        self.given = {"system": system, "train": train, "valid": valid, "test": test}
         nodes = self.system.nodes
         self.oracle = Oracle(
             self.graph,

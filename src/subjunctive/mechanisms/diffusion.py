@@ -86,6 +86,19 @@ class Diffusion(Mechanism):
 
     Raises:
         ValueError: if encoder and code do not go together, or a share is none.
+
+    Example:
+        >>> with seeded(0):
+        ...     network = UNet(1, condition=condition_width([Variable("t")], 4), width=8, size=8)
+        ...     encoder = ConvEncoder(1, 8, 8, widths=(8, 8))
+        >>> image, denoiser = Variable("x", (1, 8, 8)), Denoiser(network, Cosine())
+        >>> mechanism = Diffusion(image, [Variable("t")], denoiser, encoder, code=4)
+        >>> x, parents = torch.rand(2, 1, 8, 8), {"t": torch.zeros(2)}
+        >>> u = mechanism.abduct(x, parents)
+        >>> {name: tuple(part.shape) for name, part in u.items()}
+        {'code': (2, 4), 'start': (2, 1, 8, 8), 'residual': (2, 1, 8, 8)}
+        >>> torch.allclose(mechanism(u, parents), x, atol=1e-5)
+        True
     """
 
     def __init__(

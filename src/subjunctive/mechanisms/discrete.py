@@ -29,20 +29,21 @@ from subjunctive.mechanisms.linear import check, own_samples, stirred
 from subjunctive.variable import Batch, Variable
 
 
-def _categorical_example() -> tuple[Mechanism, Batch]:
+def _example(kind: type[Mechanism], node: Variable) -> tuple[Mechanism, Batch]:
     parents = [Variable("t"), Variable("arm", kind="categorical", categories=("a", "b"))]
-    blood = Variable("x", kind="categorical", categories=("0", "A", "B", "AB"))
     with seeded(0):
-        mechanism = Categorical(blood, parents)
+        mechanism = kind(node, parents)
     return stirred(mechanism), own_samples(mechanism)
+
+
+def _categorical_example() -> tuple[Mechanism, Batch]:
+    blood = Variable("x", kind="categorical", categories=("0", "A", "B", "AB"))
+    return _example(Categorical, blood)
 
 
 def _ordinal_example() -> tuple[Mechanism, Batch]:
-    parents = [Variable("t"), Variable("arm", kind="categorical", categories=("a", "b"))]
     stage = Variable("x", kind="ordinal", categories=("none", "mild", "severe", "fatal"))
-    with seeded(0):
-        mechanism = Ordinal(stage, parents)
-    return stirred(mechanism), own_samples(mechanism)
+    return _example(Ordinal, stage)
 
 
 def _uniform(like: Tensor) -> Tensor:

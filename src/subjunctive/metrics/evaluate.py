@@ -20,7 +20,15 @@ from subjunctive.metrics.exam import Exam, Sitting
 from subjunctive.metrics.predictors import Predictor, predictor_for
 from subjunctive.metrics.questions import Question, questions
 from subjunctive.metrics.scores import METRICS, Score
-from subjunctive.metrics.trivial import Copy, CopyRescale, Retrieval
+from subjunctive.metrics.trivial import (
+    COPY,
+    COPY_RESCALE,
+    ORACLE,
+    RETRIEVAL,
+    Copy,
+    CopyRescale,
+    Retrieval,
+)
 from subjunctive.scm import Model
 from subjunctive.variable import nearest
 
@@ -173,15 +181,15 @@ def _entrants(
     """Return the methods by name, those first that others are compared with."""
     if oracle is None:
         return dict(models)
-    entrants: dict[str, Model] = {"oracle": oracle}
+    entrants: dict[str, Model] = {ORACLE: oracle}
     if baselines:
         if image is None:
-            return {**entrants, "copy": Copy(data, *data.graph.nodes), **models}
-        entrants["copy"] = Copy(data, image)
+            return {**entrants, COPY: Copy(data, *data.graph.nodes), **models}
+        entrants[COPY] = Copy(data, image)
         rescale = getattr(data, "rescale_node", "intensity")
         if rescale in data.graph.parents(image):
-            entrants["copy and rescale"] = CopyRescale(data, image, rescale)
-        entrants["retrieval"] = Retrieval(data, image)
+            entrants[COPY_RESCALE] = CopyRescale(data, image, rescale)
+        entrants[RETRIEVAL] = Retrieval(data, image)
     taken = sorted(set(entrants) & set(models))
     if taken:
         raise ValueError(f"models are called {taken}, which the table's own rows are; rename them")
@@ -216,7 +224,7 @@ def _frame(scores: list[dict[str, Any]], exam: Exam) -> pandas.DataFrame:
 
     columns = ["method", *KEYS, "value", "standard_error", "n", "floor", "unit"]
     frame = pandas.DataFrame(scores, columns=columns).astype({"floor": float})
-    true = frame[frame.method == "oracle"].set_index(KEYS).value
+    true = frame[frame.method == ORACLE].set_index(KEYS).value
     keys = pandas.MultiIndex.from_frame(frame[KEYS])
     frame["floor"] = frame.floor.fillna(pandas.Series(true.reindex(keys).to_numpy()))
     own = [m for m, s in exam.sittings.items() if s.kind == "model"]

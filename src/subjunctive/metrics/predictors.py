@@ -167,6 +167,9 @@ def fit_predictor(
 def identity_labels(batch: Batch) -> dict[str, Tensor]:
     """Return the context's integer columns that are no noise: what a row *is*, such as its class.
 
+    A number of its own for every row is among them; `predictor_for` leaves it out, as it sees
+    whether any training row shares it.
+
     Example:
         >>> identity_labels(Batch({"x": torch.zeros(2)}, context={"digit": torch.tensor([3, 7]),
         ...                                                      "u.x": torch.tensor([0, 1])}))
@@ -184,8 +187,9 @@ def predictor_for(
 ) -> Predictor:
     """Train the predictor that an evaluation of a data set needs, on its training rows.
 
-    It reads the identity labels (`identity_labels`); and the image's parents, too, where the
-    data cannot measure them or there is no identity to read.
+    It reads the identity labels (`identity_labels`) that training rows share, as a row's own number
+    says nothing of another row; and the image's parents, too, where the data cannot measure them or
+    there is no identity to read.
 
     Args:
         data: with `train` and `variables`.
@@ -194,11 +198,11 @@ def predictor_for(
         seed: of the weights and the batches.
         options: of `fit_predictor`.
     """
-    values = identity_labels(data.train)
+    found = identity_labels(data.train).items()
+    values = {k: v for k, v in found if int(v.max()) > 0 and len(v.unique()) < len(v)}
     labels = [
         Variable(k, kind="categorical", categories=tuple(map(str, range(int(v.max()) + 1))))
         for k, v in values.items()
-        if int(v.max()) > 0
     ]
     if not (measured and labels):
         for node in data.graph.parents(image):

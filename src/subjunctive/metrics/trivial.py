@@ -25,6 +25,9 @@ from subjunctive.data.oracle import Oracle
 from subjunctive.mechanism import Noise
 from subjunctive.variable import Batch, as_matrix, known
 
+# What the rows of a table are called that others are compared with: the truth, the trivial answers.
+NAMES = ORACLE, COPY, COPY_RESCALE, RETRIEVAL = "oracle", "copy", "copy and rescale", "retrieval"
+
 
 class Trivial(ABC):
     """A simulator's true model with another equation for some nodes: a `Model`.

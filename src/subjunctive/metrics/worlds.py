@@ -7,17 +7,15 @@ Keeping u allows what a finished answer cannot: to draw one *part* of it anew, a
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from subjunctive.intervention import OutsideSupport, as_do
-from subjunctive.mechanism import Noise, each, parts
-from subjunctive.query import evaluating
+from subjunctive.effect import happened as happened
+from subjunctive.intervention import as_do
+from subjunctive.mechanism import Noise, each, evaluating, parts
 from subjunctive.scm import Model
 from subjunctive.variable import Batch, nearest
 
@@ -62,14 +60,6 @@ def imagine(
             values = model.predict(own, {n: a.rows(index) for n, a in checked.items()})
             chunks.append({n: v.cpu() for n, v in values.items()})
     return {n: torch.cat([c[n] for c in chunks]) for n in chunks[0]}
-
-
-@contextmanager
-def happened() -> Iterator[None]:
-    """Let nodes be set to values that happened, or truly would have, without a warning."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", OutsideSupport)
-        yield
 
 
 def as_evidence(answer: Mapping[str, Tensor], batch: Batch) -> Batch:

@@ -9,26 +9,24 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from subjunctive.effect import strengths as measured
 from subjunctive.graph_draw import layout
-from subjunctive.mechanism import Noise, each, evaluating, seeded
+from subjunctive.metrics.trivial import NAMES as TRIVIAL
 from subjunctive.plot.curves import VALID
 from subjunctive.plot.diagram import graph
 from subjunctive.plot.pictures import difference_map
-from subjunctive.scm import SCM, Model
-from subjunctive.variable import Variable, nearest
+from subjunctive.scm import Model
+from subjunctive.variable import nearest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
-TRIVIAL = ("oracle", "copy", "copy and rescale", "retrieval")
 HATCHES = ("///", "...", "xxx", "\\\\\\")
 PARTS = {
     "TE": "total",
@@ -37,15 +35,7 @@ PARTS = {
     "NIE reversed": "natural\nindirect,\nreversed",
 }
 WIDE = np.array([2.5, 1.0])  # a label's sides
-ROWS = 256  # computed at once, which bounds the memory of pictures
 FLOOR = "noise floor"
-
-
-class Strength(NamedTuple):
-    """How much a child answers to a parent, and whether the number has a sign."""
-
-    value: float
-    signed: bool
 
 
 def mediation(result: DataFrame, ax: Axes | None = None, *, unit: str = "") -> Axes:
@@ -63,7 +53,6 @@ def mediation(result: DataFrame, ax: Axes | None = None, *, unit: str = "") -> A
         ValueError: for a table that is no such result.
 
     Example:
-        >>> from subjunctive import effect
         >>> from subjunctive.data.tabular import Linear
         >>> from subjunctive.effect import mediation as split
         >>> data = Linear("t -> m -> y; t -> y", train=100)
@@ -162,21 +151,9 @@ def evaluation(
 def strengths(model: Model, *, n: int = 1000, seed: int | None = 0, ax: Axes | None = None) -> Axes:
     """Draw a model's graph with, on each arrow, how much the child answers to the parent.
 
-    The strength is a finite difference of the child's own mechanism, averaged over n rows of the
-    model's own samples, the child's noise and its other parents held; in standard deviations,
-
-        s = E[f(u, pa_k + sd_k / 2, rest) - f(u, pa_k - sd_k / 2, rest)] / sd(child).
-
-    A parent of ordered or of two categories goes up one code, and the change is multiplied by the
-    standard deviation of its codes. A parent of more, unordered categories, or of several numbers,
-    takes the value of another row, and s = sqrt(E[change^2] / 2) / sd(child) has no sign. Where the
-    child is linear in its parents, each a number, s is the standardised coefficient. A child of
-    several numbers (a picture) has the root-mean-square change over rows and numbers, in the
-    root-mean-square standard deviation of its numbers, without a sign. A child of categories has
-    the share of rows whose category changes, for the same moves of the parent.
-
-    Numbers with a sign are written with it. Lines are as wide as |s|, up to 1.5, on one scale for
-    all models; solid, or dashed where s is negative.
+    What is written is `strengths` of `subjunctive.effect`: the standardised coefficient where the
+    child is linear in its parents. Numbers with a sign are written with it. Lines are as wide as
+    |s|, up to 1.5, on one scale for all models; solid, or dashed where s is negative.
 
     Args:
         model: an SCM.
@@ -190,20 +167,15 @@ def strengths(model: Model, *, n: int = 1000, seed: int | None = 0, ax: Axes | N
     Example:
         >>> from subjunctive.graph import Graph
         >>> from subjunctive.mechanisms.linear import LinearGaussian
+        >>> from subjunctive.scm import SCM
+        >>> from subjunctive.variable import Variable
         >>> t, y = Variable("t"), Variable("y")
         >>> equation = LinearGaussian.of(y, [t], weights=[-3.0], scale=4.0)
         >>> ax = strengths(SCM(Graph.parse("t -> y"), {"t": LinearGaussian(t), "y": equation}))
         >>> ax.texts[-1].get_text()[:4]
         '-0.6'
     """
-    if not isinstance(model, SCM):
-        raise ValueError(
-            f"strengths() asks every node's mechanism, which {type(model).__name__} has not; give "
-            "an SCM, or ask effect(model, treatment, outcome)"
-        )
-    if n < 2:
-        raise ValueError(f"strengths() needs at least 2 rows, got n={n}")
-    found = _strengths(model, n, seed)
+    found = measured(model, n=n, seed=seed)
     places = {name: (1.3 * x, 1.4 * y) for name, (x, y) in layout(model.graph).items()}
     ax = graph(model.graph, ax, model.variables, positions=places)
     arrows: Any = ax.patches[len(ax.patches) - len(found) :]
@@ -227,66 +199,6 @@ def strengths(model: Model, *, n: int = 1000, seed: int | None = 0, ax: Axes | N
         box = {"facecolor": "white", "edgecolor": "none", "boxstyle": "square,pad=0.12"}
         ax.text(*spot, text, ha="center", va="center", fontsize=8, bbox=box, zorder=5)
     return ax
-
-
-@torch.no_grad()
-def _strengths(model: SCM, n: int, seed: int | None) -> dict[tuple[str, str], Strength]:
-    """Return (parent, child) -> strength, in the order of the graph's edges."""
-    found = {}
-    with seeded(seed), evaluating(model):
-        noise, order = model.noise(n), torch.randperm(n)
-        pieces = [model.predict(_rows(noise, index)) for index in torch.arange(n).split(ROWS)]
-        inner = {
-            name: variable.standardise(torch.cat([piece[name] for piece in pieces]))
-            for name, variable in model.variables.items()
-        }
-        for parent, _, child in model.graph.edges:
-            low, high, factor, signed = _moves(model.variables[parent], inner[parent], order)
-            before, after = (
-                torch.cat(
-                    [
-                        model.mechanisms[child](
-                            _rows(noise[child], index),
-                            {
-                                p.name: (value if p.name == parent else inner[p.name])[index]
-                                for p in model.mechanisms[child].parents
-                            },
-                        )
-                        for index in torch.arange(n).split(ROWS)
-                    ]
-                )
-                for value in (low, high)
-            )
-            signed = signed and not model.variables[child].shape
-            found[parent, child] = _answer(before, after, inner[child], factor, signed)
-    return found
-
-
-def _rows(noise: Noise, index: Tensor) -> Noise:
-    return each(lambda part: part[index], noise)
-
-
-def _moves(variable: Variable, value: Tensor, order: Tensor) -> tuple[Tensor, Tensor, float, bool]:
-    """Return a parent's values before and after, what makes it a standard deviation, and if signed.
-
-    E[(v' - v)^2] of two independent rows is twice the variance, hence the root of a half.
-    """
-    if variable.shape or (variable.kind == "categorical" and variable.width > 2):
-        return value, value[order], 0.5**0.5, False
-    if variable.discrete:
-        low = value.clamp(max=variable.width - 2)
-        return low, low + 1, float(value.double().std()), True
-    half = value.std() / 2
-    return value - half, value + half, 1.0, True
-
-
-def _answer(before: Tensor, after: Tensor, own: Tensor, factor: float, signed: bool) -> Strength:
-    if not own.is_floating_point():
-        return Strength(float((before != after).double().mean()), False)
-    spread = float(own.double().var(0).mean().sqrt())
-    change = after.double() - before.double()
-    size = float(change.mean() if signed else change.square().mean().sqrt())
-    return Strength(size * factor / spread if spread > 0 else 0.0, signed)
 
 
 def _free(curves: Sequence[NDArray[Any]], k: int, taken: Sequence[Any]) -> tuple[float, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from subjunctive.graph_draw import layout
 from subjunctive.variable import Variable
 
 if TYPE_CHECKING:
@@ -34,13 +33,7 @@ def graph(
         >>> sorted(text.get_text() for text in ax.texts)
         ['i', 't', 'x']
     """
-    from matplotlib.figure import Figure
-
     if variables is not None:
         units = {n: v.unit for n, v in variables.items() if v.unit and n in graph}
         options["labels"] = {n: f"{n}\n{u}" for n, u in units.items()} | options.get("labels", {})
-    if ax is None:
-        places = list((options.get("positions") or layout(graph)).values())
-        wide, high = (max(p[i] for p in places) - min(p[i] for p in places) for i in (0, 1))
-        ax = Figure((1.2 * wide + 2.2, 1.2 * high + 1.2), layout="constrained").subplots()
     return graph.draw(ax, **options)

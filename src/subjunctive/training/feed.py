@@ -125,6 +125,7 @@ class Feed:
             for index in torch.arange(len(self.data)).split(size):
                 yield self.data[index.tensor_split(world)[rank]], len(index)
         else:
+            reseed(torch.device("cpu"), self.seed, 0)  # shuffled rows: one order in all processes
             for raw in self.data:
                 batch = self._batch(raw)
                 yield batch[torch.arange(len(batch)).tensor_split(world)[rank]], len(batch)
