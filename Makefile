@@ -22,7 +22,7 @@ install: .venv/installed
 	@touch $@
 
 demo: install
-	$(BIN)/subjunctive demo --out demo
+	$(BIN)/subjunctive demo --out demo --overwrite
 
 # One thread a worker: more threads than cores cost far more than they give.
 test: export OMP_NUM_THREADS = 1
@@ -30,7 +30,7 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --durations=20
 
 # Every page's code is run; a warning is an error.
 docs: install

@@ -641,9 +641,6 @@ def test_a_parent_may_have_the_noises_name():
     assert standalone(model, "u")[0].inputs == ["u"]
 
 
-NEEDED = "what export needs is not in this version"
-
-
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch, while it writes ONNX
 def test_onnx_answers_as_the_model_does(place, tmp_path):
     pytest.importorskip("onnx")
@@ -669,7 +666,6 @@ def test_onnx_answers_as_the_model_does(place, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["additive", "guidance", "sampler"])
-@pytest.mark.xfail(reason=NEEDED, strict=True)
 def test_what_a_model_may_be_made_of_can_be_exported(tmp_path, part):
     from subjunctive.diffusion import DDIM, Cosine
     from subjunctive.export import standalone, write_mechanism

@@ -372,11 +372,21 @@ def test_every_public_name_is_described_once():
     described = re.findall(r"^\.\. (?:auto\w+|py:data):: subjunctive\.([\w.]+)$", text, re.M)
     assert sorted(n for n in described if "." not in n) == sorted(sj.__all__)
     assert len(described) == len(set(described))
+    prose = re.sub(r"^\| .*$", "", text, flags=re.MULTILINE)  # the list of all names left out
     for room in ROOMS:
         module = importlib.import_module(f"subjunctive.{room}")
         for name in api.public(module):
-            linked = f"{{py:obj}}`{name} <subjunctive.{name}>`" in text
+            linked = f"{{py:obj}}`{name} <subjunctive.{name}>`" in prose
             assert (f"{room}.{name}" in described) != linked, (room, name)
+
+
+def test_the_reference_opens_with_every_name_and_what_it_is():
+    text = api.expand(PAGES["api.md"])
+    rows = dict(re.findall(r"^\| \{py:obj\}`(\w+) <subjunctive\.\1>` \| (.*) \|$", text, re.M))
+    assert set(rows) == set(sj.__all__)
+    assert list(rows) == sorted(rows, key=str.lower)
+    for name, first in rows.items():
+        assert first.endswith(".") or not callable(getattr(sj, name)), name
 
 
 def test_docstrings_become_text_that_sphinx_reads():
@@ -403,7 +413,7 @@ def test_docstrings_become_text_that_sphinx_reads():
     )
     text = "\n".join(lines)
     assert text.startswith("Sums ``x``\\ s, *all* of a\\*b and x\\_.\n\n::\n\n    y = a * b\n")
-    assert "Args:\n    a, b: ``(B, *s)`` and more." in text
+    assert ".. rubric:: Arguments\n\n- ``a, b``: ``(B, *s)`` and more." in text
     assert ':returns: law -> "holds: why".' in text
     assert "- ``u, v``: two." in text
     assert ".. rubric:: Example\n\n>>> 1\n1" in text

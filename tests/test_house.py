@@ -14,7 +14,18 @@ from subjunctive.card import walk
 ROOT = Path(subjunctive.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in FILES}
-FACES = {"plot", "app", "cli", "demo", "experiment", "hub", "estimator", "evidence", "__main__"}
+FACES = {
+    "plot",
+    "app",
+    "cli",
+    "demo",
+    "experiment",
+    "hub",
+    "estimator",
+    "evidence",
+    "__main__",
+    "export",
+}
 ROOMS = {p.name for p in ROOT.iterdir() if p.is_dir() and (p / "__init__.py").exists()}
 CORE_ROOMS = {"checks", "training"}
 HEAVY = ["pandas", "matplotlib", "scipy", "sklearn", "skimage", "typer", "networkx"]

@@ -573,6 +573,39 @@ def test_trackers_get_every_record():
         quiet(Regression(), rows(), steps=1, trackers=["tensorbord"])
 
 
+def test_tensorboard_gets_the_terms_by_name(tmp_path):
+    pytest.importorskip("tensorboard", reason="the extra tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = {"trackers": ["tensorboard"], "directory": tmp_path, "valid": rows(16, 1)}
+    quiet(Regression(), rows(), steps=3, valid_every=3, **settings)
+    done = quiet(Regression(), rows(), steps=6, valid_every=3, resume=True, **settings)
+    events = EventAccumulator(str(tmp_path / "subjunctive"))
+    events.Reload()
+    history = done.history.set_index("step")
+    assert {"error", "size", "loss", "valid/error", "valid/loss"} <= set(events.Tags()["scalars"])
+    for term in events.Tags()["scalars"]:
+        told = {e.step: e.value for e in events.Scalars(term)}
+        kept = history[term].dropna()
+        assert list(told) == list(kept.index), term  # over the resumption, too
+        np.testing.assert_allclose(list(told.values()), kept, rtol=1e-6)
+    assert "lr: 0.001" in next(tmp_path.rglob("hparams.yml")).read_text()
+    with pytest.raises(ValueError, match="'tensorboard' writes files: give fit a directory"):
+        quiet(Regression(), rows(), steps=1, trackers=["tensorboard"])
+    assert sorted(steps(tmp_path)) == [5, 6]  # what the tracker writes is no checkpoint
+
+
+def test_a_tracker_that_is_not_installed_says_what_to_install(monkeypatch):
+    from accelerate import tracking
+
+    monkeypatch.setattr(tracking, "get_available_trackers", list)
+    model = Regression()
+    for name in ("wandb", "tensorboard"):
+        with pytest.raises(ValueError, match=rf"'{name}' is not installed: pip install .*{name}"):
+            quiet(model, rows(), steps=1, trackers=[name])
+    assert bool((weights(model) == 0).all())
+
+
 # Bad input ----------------------------------------------------------------------------------------
 
 

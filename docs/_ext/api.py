@@ -60,13 +60,30 @@ def block(module: str, names: list[str]) -> list[str]:
     return ["```{eval-rst}", *lines, "```", ""] if names else []
 
 
+def overview(module: ModuleType, names: list[str]) -> list[str]:
+    """Return a table of names, each linked, with the first sentence on it.
+
+    >>> import subjunctive
+    >>> overview(subjunctive, ["Batch"])[2].split(" | ")[0]
+    '| {py:obj}`Batch <subjunctive.Batch>`'
+    """
+    rows = []
+    for name in names:
+        value = getattr(module, name)
+        said = inspect.cleandoc(value.__doc__ or "") if callable(value) else ""
+        first = docstring.markdown(" ".join(said.split("\n\n")[0].split()))
+        rows.append(f"| {{py:obj}}`{name} <{module.__name__}.{name}>` | {first} |")
+    return ["| name | what it is |", "|---|---|", *sorted(rows, key=str.lower), ""]
+
+
 def described(name: str) -> str:
     """Return what stands for a mark: the module, and all that it offers."""
     module = importlib.import_module(name)
     top = importlib.import_module(TOP)
     offered = public(module)
     if name == TOP:
-        return "\n".join(line for part in _by_home(top, offered) for line in part)
+        parts = [overview(top, offered), *_by_home(top, offered)]
+        return "\n".join(line for part in parts for line in part)
     elsewhere = [n for n in offered if _same(top, module, n)]
     lines = [docstring.markdown(docstring.sections(module.__doc__ or "")[""]), ""]
     if elsewhere:
@@ -109,6 +126,13 @@ def setup(app: Any) -> dict[str, bool]:
     def process(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
         lines[:] = docstring.autodoc(lines)
 
+    def resolved(app: Any, doctree: Any, name: str) -> None:
+        from docutils import nodes  # type: ignore
+
+        for dash in list(doctree.findall(lambda n: isinstance(n, nodes.Text) and n == " -- ")):
+            dash.parent.replace(dash, nodes.Text(" \N{EN DASH} "))  # between a field and its text
+
     app.connect("source-read", source_read)
+    app.connect("doctree-resolved", resolved)
     app.connect("autodoc-process-docstring", process, priority=100)
     return {"parallel_read_safe": True}

@@ -136,18 +136,19 @@ def rst_inline(text: str) -> str:
 def autodoc(lines: list[str]) -> list[str]:
     """Return a docstring's lines as reStructuredText that napoleon reads on.
 
-    Args and Raises stay napoleon's; Returns becomes a field, as its text may hold colons that are
-    no type's; Attributes a list, as an entry may name several.
+    Raises stays napoleon's; Returns becomes a field, as its text may hold colons that are no
+    type's; Args and Attributes become lists, as an entry may name several.
     """
     found = sections("\n".join(lines))
     parts = [rst(found.pop(""))]
     for name, body in found.items():
-        if name in ("Args", "Raises"):
+        if name == "Raises":
             listed = [f"    {k}: {rst_inline(text)}" for k, text in entries(body)]
             parts.append("\n".join([f"{name}:", *listed]))
-        elif name == "Attributes":
+        elif name in ("Args", "Attributes"):
+            head = "Arguments" if name == "Args" else name
             listed = [f"- ``{k}``: {rst_inline(text)}" for k, text in entries(body)]
-            parts.append("\n".join([".. rubric:: Attributes", "", *listed]))
+            parts.append("\n".join([f".. rubric:: {head}", "", *listed]))
         elif name == "Returns":
             parts.append(":returns: " + " ".join(rst_inline(body).split()))
         elif name == "Reference":

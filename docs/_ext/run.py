@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 
 DPI = 180  # of pictures, which are shown at 96
 KEY = "run.session"
+PLUS_MINUS = "\N{PLUS-MINUS SIGN}"  # a number and its error stay on one line
 
 
 class PageError(Exception):
@@ -118,6 +119,7 @@ def _directive() -> type:
     from docutils import nodes  # type: ignore
     from docutils.parsers.rst import directives  # type: ignore
     from docutils.statemachine import StringList  # type: ignore
+    from PIL import Image
     from sphinx.errors import ExtensionError  # type: ignore
     from sphinx.util.docutils import SphinxDirective  # type: ignore
     from sphinx.util.nodes import nested_parse_with_titles  # type: ignore
@@ -158,6 +160,9 @@ def _directive() -> type:
             if not text.strip():
                 return []
             if self.options.get("output") == "markdown":
+                text = text.replace(
+                    f" {PLUS_MINUS} ", f"\N{NO-BREAK SPACE}{PLUS_MINUS}\N{NO-BREAK SPACE}"
+                )
                 place = nodes.section(document=self.state.document)
                 nested_parse_with_titles(self.state, StringList(text.splitlines(), "run"), place)
                 return list(place.children)
@@ -170,8 +175,9 @@ def _directive() -> type:
             name = f"{self.env.docname.replace('/', '-')}-{session.drawn}.png"
             folder = Path(self.env.srcdir) / "_run"
             folder.mkdir(exist_ok=True)
-            figure.savefig(folder / name, dpi=DPI)
-            width = f"{round(96 * figure.get_size_inches()[0])}px"
+            figure.savefig(folder / name, dpi=DPI, bbox_inches="tight", pad_inches=0.1)
+            with Image.open(folder / name) as drawn:
+                width = f"{round(96 * drawn.width / DPI)}px"
             alt, kind = self.options["alt"], ["run-figure"]
             return nodes.image(uri=f"/_run/{name}", alt=alt, width=width, classes=kind)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from subjunctive.diffusion import Sampler
 from subjunctive.mechanism import Mechanism, draw, evaluating, parts, seeded
 from subjunctive.scm import SCM
 from subjunctive.variable import Variable, known
@@ -111,6 +113,7 @@ def write_mechanism(model: SCM, node: str, path: str | os.PathLike[str]) -> Path
     function, values = standalone(model, node)
     rows = torch.export.Dim("rows", min=1)
     shapes = {"values": tuple({0: rows} for _ in values)}
+    torch.compiler.assume_constant_result(Sampler.numbers)  # torch traces no tensor into numbers
     try:
         with torch.no_grad(), _silent("torch._guards"):
             program = torch.export.export(function, values, dynamic_shapes=shapes, strict=True)
@@ -130,7 +133,7 @@ def write_mechanism(model: SCM, node: str, path: str | os.PathLike[str]) -> Path
         if out.suffix == ".pt2":
             torch.export.save(program, beside, extra_files={"inputs": "\n".join(function.inputs)})
         else:
-            _onnx(program, function, beside)
+            _onnx(program, function, beside, shapes)
         os.replace(beside, out)
     finally:
         beside.unlink(missing_ok=True)
@@ -152,17 +155,21 @@ def _drop(record: logging.LogRecord) -> bool:
     return False
 
 
-def _onnx(program: Any, function: Standalone, path: Path) -> None:
+def _onnx(program: Any, function: Standalone, path: Path, shapes: dict[str, Any]) -> None:
     if not all(map(find_spec, ("onnx", "onnxscript"))):  # what torch writes ONNX with
         raise ModuleNotFoundError(
-            "ONNX needs onnx and onnxscript: pip install onnx onnxscript, or write a .pt2"
+            "ONNX needs onnx and onnxscript: pip install 'subjunctive[onnx]', or write a .pt2"
         )
-    torch.onnx.export(
-        program,
-        f=str(path),
-        dynamo=True,
-        input_names=function.inputs,
-        output_names=[function.variable.name],
-        external_data=False,
-        verbose=False,
-    )
+    # It warns of the absence of torchvision, and of torch's own use of what it deprecates.
+    with _silent("torch.onnx._internal.exporter._registration"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            program,
+            f=str(path),
+            dynamo=True,
+            dynamic_shapes=shapes,  # the first axis is called rows
+            input_names=function.inputs,
+            output_names=[function.variable.name],
+            external_data=False,
+            verbose=False,
+        )

@@ -8,6 +8,7 @@ is a property of a row, not of a node: `Batch.seen[name][row]` is true where the
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
@@ -112,7 +113,7 @@ class Variable:
     @property
     def width(self) -> int:
         """How many columns the value takes in a matrix of parents."""
-        return len(self.categories) if self.discrete else int(np.prod(self.shape, dtype=int))
+        return len(self.categories) if self.discrete else math.prod(self.shape)
 
     def encode(self, value: Any) -> Tensor:
         """Turn labels, numbers or arrays into a tensor in the user's units.

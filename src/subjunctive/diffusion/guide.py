@@ -72,8 +72,8 @@ def guided_together(
     both = torch.cat([condition, absent])
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        with_it, without = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
-        return _extrapolate(with_it, without, weight)
+        rows, x_0 = len(x_t), denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+        return _extrapolate(x_0[:rows], x_0[rows:], weight)
 
     return denoise
 

@@ -107,9 +107,14 @@ class Sampler(ABC):
 
     def levels(self) -> list[Level]:
         """Return the `steps + 1` levels to stop at, from `start` to 0."""
+        return [Level(t, alpha, sigma, self.sigma_data) for t, alpha, sigma in self.numbers()]
+
+    def numbers(self) -> list[list[float]]:
+        """Return t, alpha and sigma of the levels."""
         times = self.schedule.times(self.steps, self.start)
         table = torch.stack([times, self.schedule.alpha(times), self.schedule.sigma(times)], 1)
-        return [Level(t, alpha, sigma, self.sigma_data) for t, alpha, sigma in table.tolist()]
+        numbers: list[list[float]] = table.tolist()
+        return numbers
 
     @abstractmethod
     def noise_shape(self, event_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from subjunctive.variable import Batch, Variable
 
+ROWS = "a dataset of rows is read by Stream(dataset, variables, batch_size=...)"
+
 
 def key(*numbers: int) -> int:
     """Return a seed made of several numbers, well mixed."""
@@ -82,7 +84,7 @@ class Feed:
         elif not isinstance(data, Iterable):
             raise ValueError(
                 f"{self.name} is a {type(data).__name__}; give a Batch, a DataFrame, a dictionary "
-                "of columns, or an iterable of these"
+                f"of columns, or an iterable of these; {ROWS}"
             )
         elif iter(data) is data:
             raise ValueError(
@@ -151,6 +153,8 @@ class Feed:
                 raise ValueError(f"{self.name} is empty: iterating it gave no batch")
 
     def _batch(self, raw: Any) -> Batch:
+        if isinstance(raw, Mapping) and not all(map(np.ndim, raw.values())):
+            raise ValueError(f"{self.name} gives single rows where batches are needed; {ROWS}")
         if isinstance(raw, Mapping) and all(isinstance(v, Tensor) for v in raw.values()):
             raw = Batch(dict(raw))
         elif not isinstance(raw, Batch | Mapping) and not hasattr(raw, "columns"):

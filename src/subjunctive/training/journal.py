@@ -155,8 +155,9 @@ def open_trackers(
     """
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
+    named: list[Any] = [trackers] if isinstance(trackers, str) else list(trackers)
     opened = []
-    for tracker in trackers:
+    for tracker in named:
         if not isinstance(tracker, GeneralTracker):
             known = [str(name) for name in LOGGER_TYPE_TO_CLASS]
             if tracker not in known:
@@ -165,10 +166,14 @@ def open_trackers(
                     f"{nearest(tracker, known)}"
                 )
             if tracker not in [str(name) for name in get_available_trackers()]:
-                raise ValueError(f"tracker {tracker!r} is not installed: pip install {tracker}")
+                package = f"'subjunctive[{tracker}]'" if tracker == "tensorboard" else tracker
+                raise ValueError(f"tracker {tracker!r} is not installed: pip install {package}")
             kind = LOGGER_TYPE_TO_CLASS[tracker]
             if kind.requires_logging_directory and directory is None:
-                raise ValueError(f"tracker {tracker!r} writes files: give fit a directory")
+                raise ValueError(
+                    f"tracker {tracker!r} writes files: give fit a directory "
+                    "(--checkpoints on the command line)"
+                )
             place = (str(directory),) if kind.requires_logging_directory else ()
             tracker = kind("subjunctive", *place) if main else None
         if main:
