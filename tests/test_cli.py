@@ -424,6 +424,52 @@ def test_a_config_to_start_from_starts(tmp_path, method):
     assert method in str([type(m).__name__ for m in made.model.modules()]) + text
 
 
+def test_two_commands_lead_from_a_folder_of_pictures_to_a_counterfactual_one(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    grey = np.linspace(40, 200, 24).round()
+    for i, level in enumerate(grey):
+        Image.new("L", (16, 16), int(level)).save(tmp_path / "pictures" / f"{i}.png")
+    rows = pandas.DataFrame({"file": [f"{i}.png" for i in range(24)], "grey": grey})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    own = ["--table", tmp_path / "rows.csv", "--images", tmp_path / "pictures", "--steps", 1]
+    text, _ = run("config", *own, "--graph", "grey -> image")
+    (tmp_path / "c.yaml").write_text(text.replace("batch_size: 64", "batch_size: 8"))
+    made = experiment.read_experiment(experiment.read_yaml(tmp_path / "c.yaml"))
+    assert made.run(progress=False).steps == 1
+    run("fit", *own, "--out", tmp_path / "a")
+    asked = ["--evidence", tmp_path / "pictures/3.png", "--do", "grey=180"]
+    run("counterfactual", tmp_path / "a", *asked, "--out", tmp_path / "grid.png")
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert min(picture.size) > 100
+
+
+def test_two_commands_lead_from_a_table_to_a_counterfactual_row(tmp_path):
+    draws = np.random.default_rng(0)
+    frame = pandas.DataFrame({"age": draws.normal(60, 10, 100), "site": ["a", "b"] * 50})
+    frame["dose"] = frame.age * 0.1 + draws.normal(0, 1, 100)
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    graph = "age -> dose; site -> dose"
+    run(
+        "fit",
+        "--table",
+        tmp_path / "rows.csv",
+        "--graph",
+        graph,
+        "--steps",
+        2,
+        "--out",
+        tmp_path / "m",
+    )
+    kinds = {n: type(m).__name__ for n, m in sj.load(tmp_path / "m").mechanisms.items()}
+    assert kinds == {"age": "ConditionalFlow", "site": "Categorical", "dose": "ConditionalFlow"}
+    frame.head(2).to_csv(tmp_path / "two.csv", index=False)
+    asked = ["--evidence", tmp_path / "two.csv", "--do", "age=70"]
+    run("counterfactual", tmp_path / "m", *asked, "--out", tmp_path / "o.csv")
+    answer = pandas.read_csv(tmp_path / "o.csv")
+    assert (answer[answer.world != "factual"].age == 70).all()
+    assert answer.site.tolist() == ["a", "b"] * 2
+
+
 def test_config_says_what_there_is(tmp_path):
     _, said = run("config", "LinearGausian", code=2)
     assert "Did you mean 'LinearGaussian'" in said
@@ -475,7 +521,12 @@ MISUSED = {
     "nosuch": "No such command 'nosuch'; see .* --help",
     "smaple": "No such command 'smaple'. Did you mean 'sample'",
     "--nosuch": "No such option: --nosuch.*; see .* --help",
-    "fit": "Missing argument 'config'; see .* fit --help",
+    "fit": "Missing option '--out'; see .* fit --help",
+    "fit --out m": "give CONFIG or your own --table, one of them; got none",
+    "fit c.yaml --out m --table t.csv": "give CONFIG or your own --table, one of them; got both",
+    "fit c.yaml --out m --images p": "--graph and --images go with --table",
+    "fit --out m --table t.csv": "--table t.csv needs --graph, such as 'age -> dose",
+    "config": "give METHOD or your own --table, one of them; got none",
     "fit c.yaml": "Missing option '--out'",
     "fit c.yaml --out m --nosuch": "No such option: --nosuch",
     "fit c.yaml --out m more": "unexpected extra argument",

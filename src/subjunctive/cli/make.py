@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from subjunctive.cli.app import Overwrite, Seed, app, load_model, may_write, show
 
+STEPS = 1500
+Table = Annotated[Path | None, typer.Option(help="Your own rows (.csv, .tsv, .parquet).")]
+Arrows = Annotated[str | None, typer.Option(help="What causes what: 'a -> b; a, b -> image'.")]
+Pictures = Annotated[Path | None, typer.Option(help="Folder or archive that --table names.")]
 HEADLINES = ("effectiveness", "distance", "distance, far", "identity")
 
 
@@ -37,13 +41,23 @@ def demo(
 
 @app.command()
 def config(
-    method: Annotated[str, typer.Argument(help="A method's name, as `methods` lists it.")],
+    method: Annotated[str | None, typer.Argument(help="One that `methods` lists.")] = None,
+    table: Table = None,
+    graph: Arrows = None,
+    images: Pictures = None,
+    steps: Annotated[int, typer.Option(help="Training steps, with --table.", min=1)] = STEPS,
     out: Annotated[Path | None, typer.Option(help="A .yaml to write instead.")] = None,
 ) -> None:
-    """Print an experiment to start from: data, model and fit, every argument at its default."""
-    from subjunctive.cli.starter import starter
+    """Print an experiment to start from: of a method, with its defaults, or of your own --table."""
+    from subjunctive.cli.starter import own, starter
 
-    text = starter(method)
+    _one_of(("METHOD", method), table, graph, images)
+    if table is None:
+        text = starter(str(method))
+    else:
+        import yaml
+
+        text = yaml.safe_dump(own(table, graph, images, steps), sort_keys=False)
     if out is None:
         typer.echo(text, nl=False)
         return
@@ -55,13 +69,18 @@ def config(
 
 @app.command()
 def fit(
-    config: Annotated[Path, typer.Argument(help="YAML: sections data, model and fit.")],
     out: Annotated[Path, typer.Option(help="Directory for the model.")],
+    config: Annotated[Path | None, typer.Argument(help="YAML: data, model and fit.")] = None,
+    table: Table = None,
+    graph: Arrows = None,
+    images: Pictures = None,
+    steps: Annotated[int, typer.Option(help="Training steps, with --table.", min=1)] = STEPS,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a saved model.")] = False,
     checkpoints: Annotated[Path | None, typer.Option(help="Directory for checkpoints.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last one.")] = False,
 ) -> None:
-    """Fit the model of a YAML file and save it."""
+    """Fit the model of a YAML file, or one to your own --table and --images, and save it."""
+    from subjunctive.cli.starter import own
     from subjunctive.experiment import located, read_experiment, read_yaml
     from subjunctive.store import CONFIG, WEIGHTS, StoreError, save
 
@@ -70,8 +89,14 @@ def fit(
         raise StoreError(f"{out} exists; give another --out, or --overwrite a saved model")
     if resume and checkpoints is None:
         raise ValueError("--resume needs --checkpoints, the directory of the run to go on with")
-    with located(config):
-        experiment = read_experiment(read_yaml(config))
+    _one_of(("CONFIG", config), table, graph, images)
+    if config is not None:
+        with located(config):
+            experiment = read_experiment(read_yaml(config))
+    elif table is not None:
+        experiment = read_experiment(own(table, graph, images, steps))
+        size = experiment.options["batch_size"]
+        experiment.options["batch_size"] = min(size, len(experiment.data.train))  # a small set
     out.parent.mkdir(parents=True, exist_ok=True)  # rather than find after the fit that it cannot
     kept = {} if checkpoints is None else {"directory": checkpoints, "resume": resume}
     done = experiment.run(progress=sys.stderr.isatty(), **kept)
@@ -121,3 +146,17 @@ def evaluate(
     if out is not None:
         frame.to_csv(out, index=False)
         typer.echo(out)
+
+
+def _one_of(first: tuple[str, Any], table: Any, graph: Any, images: Any) -> None:
+    """Refuse both or none of a file (or method) and a table of one's own.
+
+    Raises:
+        ValueError: naming what is there twice, or lacks.
+    """
+    name, given = first
+    if (given is None) == (table is None):
+        found = "both" if table is not None else "none"
+        raise ValueError(f"give {name} or your own --table, one of them; got {found}")
+    if table is None and (graph is not None or images is not None):
+        raise ValueError(f"--graph and --images go with --table; {name} says its own")

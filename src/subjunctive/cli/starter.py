@@ -1,9 +1,10 @@
-"""A YAML experiment to start from, written from the signatures of the classes it names."""
+"""A YAML experiment to start from: of a method, by its signature, or of a user's own data."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 PLAIN = (bool, int, float, str, type(None), tuple)
@@ -58,6 +59,40 @@ def starter(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def own(table: Path, graph: str | None, images: Path | None, steps: int) -> dict[str, Any]:
+    """Return the sections of an experiment with a user's own table, and pictures if there are.
+
+    Args:
+        table: the file of rows; with pictures, of their attributes.
+        graph: arrows over the columns, and `image`; None for pictures: every column a cause.
+        images: the folder or archive of pictures, for a CausalDiffAE.
+        steps: of training.
+
+    Raises:
+        ValueError: for a table without a graph, or one that cannot be read.
+    """
+    from subjunctive.data import Table
+    from subjunctive.mechanisms import Categorical, ConditionalFlow, Ordinal
+
+    said: dict[str, Any] = {} if graph is None else {"graph": graph}
+    if images is not None:
+        data = {"$class": "data.images.Images", "folder": str(images), "table": str(table), **said}
+        model: dict[str, Any] = {"$class": "models.causal_diffae.CausalDiffAE"}
+    elif graph is None:
+        raise ValueError(f"--table {table} needs --graph, such as 'age -> dose; dose -> outcome'")
+    else:
+        data = {"$class": "data.table.Table", "source": str(table), **said}
+        kinds = {"continuous": ConditionalFlow, "categorical": Categorical, "ordinal": Ordinal}
+        chosen = {n: kinds[v.kind] for n, v in Table(table, graph).variables.items()}
+        named = {n: {"$class": _name(cls)} for n, cls in chosen.items()}
+        model = {"$class": "scm.SCM", "mechanisms": named}
+    return {"data": data, "model": model, "fit": {"steps": steps, "batch_size": 64, "lr": 2e-3}}
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__.removeprefix('subjunctive.')}.{cls.__name__}"
+
+
 def _single(cls: type) -> list[str]:
     """Return data and an SCM whose nodes all have the mechanism, on data that it can take."""
     from subjunctive.mechanisms import Categorical, LinearGaussian, Ordinal
@@ -99,7 +134,7 @@ def _whole(cls: type) -> list[str]:
 
 
 def _arguments(cls: type, indent: str) -> list[str]:
-    lines = [f"{indent}$class: {cls.__module__.removeprefix('subjunctive.')}.{cls.__name__}"]
+    lines = [f"{indent}$class: {_name(cls)}"]
     parameters: Mapping[str, inspect.Parameter] = inspect.signature(cls).parameters
     for p in parameters.values():
         if p.name in OWN or p.default is p.empty or not isinstance(p.default, PLAIN):
