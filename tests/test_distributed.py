@@ -88,7 +88,7 @@ def test_two_processes_give_the_weights_of_one(tmp_path):
         port = free.getsockname()[1]
     started = [launch(rank, port, tmp_path / "two") for rank in range(2)]
     try:
-        outputs = [process.communicate(timeout=60) for process in started]
+        outputs = [process.communicate(timeout=300) for process in started]
     finally:
         for process in started:
             process.kill()

@@ -8,6 +8,7 @@ import signal
 
 import joblib
 import numpy as np
+import pandas
 import pytest
 import torch
 import torch.nn.functional as F
@@ -300,6 +301,12 @@ def stop_at(step: int):
     return callback
 
 
+def logged(place):
+    """The records of a run's table, without its empty cells."""
+    frame = pandas.read_csv(place / "log.csv", float_precision="round_trip")
+    return [{k: v for k, v in r.items() if v == v} for r in frame.to_dict("records")]
+
+
 @pytest.mark.parametrize("data", [rows, loader], ids=["memory", "loader"])
 @pytest.mark.parametrize("ema", [None, 0.99])
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path, data, ema):
@@ -312,7 +319,7 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path, data, ema):
     parts = Regression(dropout=0.3)
     second = quiet(parts, data(), directory=tmp_path, resume=True, **settings)
     assert torch.equal(weights(whole), weights(parts))
-    assert first.records == second.records
+    assert first.records == second.records == logged(tmp_path)
     assert (first.steps, first.rows, first.best) == (second.steps, second.rows, second.best)
 
 
@@ -383,7 +390,7 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path):
     )
     names = sorted(p.name for p in tmp_path.iterdir())
     best = f"best-{done.best['step']:09d}"
-    assert names == [best, "notes", "step-000000009", "step-000000012"]
+    assert names == [best, "log.csv", "notes", "step-000000009", "step-000000012"]
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(tmp_path):
@@ -407,7 +414,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(tmp_path):
 def test_no_checkpoint_holds_a_pickle(tmp_path):
     quiet(Regression(), rows(), steps=2, directory=tmp_path)
     found = {p.suffix for p in tmp_path.rglob("*") if p.is_file()}
-    assert found == {".json", ".safetensors"}
+    assert found == {".json", ".safetensors", ".csv"}
 
 
 @pytest.mark.parametrize(
@@ -623,6 +630,7 @@ def test_divergence_names_the_term_the_step_and_the_checkpoint(tmp_path):
     with pytest.raises(Diverged, match=r"'kl'.* inf at step 5.*step-000000004"):
         quiet(model, rows(), steps=9, save_every=2, directory=tmp_path)
     assert bool(torch.isfinite(weights(model)).all())
+    assert [record["step"] for record in logged(tmp_path)] == [1, 2, 3, 4]
     with pytest.raises(Diverged, match="No checkpoint"):
         quiet(Spoilt(), rows(), steps=9)
 

@@ -82,7 +82,8 @@ def fit(
         valid: held-out rows or batches; the first player's loss of the averaged model is recorded.
         valid_every: steps between validations; a twentieth of the run by default.
         patience: validations without a better one before the run ends; the best weights are kept.
-        directory: for checkpoints: the last two and the best; of one run at a time.
+        directory: for checkpoints, the last two and the best, and for `log.csv`, the losses by
+            step; of one run at a time.
         save_every: steps between checkpoints; a tenth of the run by default.
         resume: go on from the last checkpoint in the directory, if there is one.
         seed: of the order of rows and of all draws; torch's own generators are left as found.

@@ -1,4 +1,4 @@
-"""What is written down while a model trains: losses, a progress bar, trackers.
+"""What is written down while a model trains: losses, a progress bar, a table, trackers.
 
 Losses stay on the device until a few steps of them are packed into one transfer; then every number
 is checked, averaged over these steps and over processes, and shown.
@@ -6,7 +6,9 @@ is checked, averaged over these steps and over processes, and shown.
 
 from __future__ import annotations
 
+import csv
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +133,16 @@ class Journal:
         values = {k: v for k, v in record.items() if k != "step"}
         for tracker in self.trackers:
             tracker.log(values, step=record["step"])
+
+    def table(self, place: Path) -> None:
+        """Write all records as a CSV, a column a name, in the place of the one before."""
+        columns = list(dict.fromkeys(name for record in self.records for name in record))
+        beside = place.with_name(f".{place.name}")
+        with open(beside, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.records)
+        os.replace(beside, place)
 
     def close(self) -> None:
         """End the bar and the trackers."""

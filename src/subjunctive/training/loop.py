@@ -17,12 +17,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from subjunctive import checkpoint
 from subjunctive.checkpoint import StoreError
 from subjunctive.training.feed import Feed, reseed
-from subjunctive.training.journal import Journal, open_trackers, summed
+from subjunctive.training.journal import Diverged, Journal, open_trackers, summed
 from subjunctive.training.objective import Objective, Player, alone, apart, check_players
 from subjunctive.training.plan import Fit, Moment, Plan
 from subjunctive.training.process import gathered, share, sum_gradients
 from subjunctive.variable import Batch
 
+LOG = "log.csv"
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -121,6 +122,9 @@ class Run:
         except KeyboardInterrupt:
             if self.whole and self.world == 1:
                 self._save()
+            raise
+        except Diverged:
+            self._log()  # how it came to that
             raise
         finally:
             self.journal.close()
@@ -288,7 +292,12 @@ class Run:
             **{f"moments{k}.safetensors": checkpoint.moments(o) for k, o in self._numbered()},
         }
         self._put(files, "step")
+        self._log()
         self.clock = time.perf_counter()
+
+    def _log(self) -> None:
+        if self.place and self.place.is_dir() and self.state.is_main_process:
+            self.journal.table(self.place / LOG)
 
     def _numbered(self) -> Iterable[tuple[int, torch.optim.Optimizer]]:
         return enumerate(self.optimisers)
