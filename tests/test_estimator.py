@@ -56,6 +56,37 @@ def mixed() -> TabularSCM:
     return TabularSCM(MIXED, categorical=("arm",), outcome="y", **QUICK).fit(mixed_rows())
 
 
+# What has a closed form ------------------------------------------------------------------------
+
+
+def test_linear_nodes_are_least_squares_in_the_rows_that_count_and_the_others_are_trained() -> None:
+    X = mixed_rows().assign(age=lambda f: f["age"].where(np.arange(len(f)) % 3 > 0))
+    scm = TabularSCM(MIXED, categorical=("arm",), mechanism="linear", steps=3).fit(X)
+    whole = X.dropna()
+    truth = LinearRegression().fit(
+        pandas.get_dummies(whole[["arm", "age"]], columns=["arm"]), whole["y"]
+    )
+    change = (
+        scm.counterfactual(whole, {"age": 70.0})["y"]
+        - scm.counterfactual(whole, {"age": 60.0})["y"]
+    )
+    assert np.allclose(change, 10 * truth.coef_[0], atol=1e-4)
+    assert {n.split(".")[0] for n in scm.history_.columns} == {
+        *["step", "arm", "stage", "well", "site", "loss"]
+    }
+    again = TabularSCM(MIXED, categorical=("arm",), mechanism="linear", steps=1, seed=1).fit(X)
+    u = scm.transform(whole)["y"]
+    assert np.allclose(u, again.transform(whole)["y"], atol=1e-4)  # whatever the steps and the seed
+    assert abs(u.std(ddof=0) - 1) < 1e-3
+
+
+def test_a_table_of_nothing_else_needs_no_steps() -> None:
+    scm = TabularSCM("t -> m -> y; t -> y", mechanism="ridge", mechanisms={"t": "linear"})
+    assert scm.fit(rows("train")).history_.empty
+    truth = TRUTH.log_prob(TRUTH.test.values).mean()
+    assert truth - 0.02 < scm.score(rows("test")) < truth + 0.01
+
+
 # The manners of scikit-learn ------------------------------------------------------------------
 
 
@@ -95,7 +126,7 @@ def test_params_can_be_got_set_cloned_and_shown(linear: TabularSCM) -> None:
 
 
 def test_fit_overwrites_no_parameter_and_returns_itself() -> None:
-    made = TabularSCM("t -> y", units={"t": "s"}, **QUICK | {"steps": np.int64(3)})
+    made = TabularSCM("t -> y", units={"t": "s"}, mechanism="additive", steps=np.int64(3))
     before = made.get_params()
     X = rows("test")
     kept = X.copy(deep=True)
@@ -131,7 +162,7 @@ def test_what_is_not_fitted_says_so(ask) -> None:
 def test_same_seed_same_answer_whatever_the_order_of_columns_and_generators_are_left() -> None:
     X, torch_state, numpy_state = rows("test"), torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
     one, two, other = (
-        TabularSCM("t -> m -> y; t -> y", outcome="y", **QUICK | {"steps": 20}, seed=seed)
+        TabularSCM("t -> m -> y; t -> y", outcome="y", mechanism="additive", steps=20, seed=seed)
         for seed in (1, 1, 2)
     )
     one.fit(X), two.fit(X[["y", "t", "m"]]), other.fit(X)

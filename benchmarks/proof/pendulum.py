@@ -260,8 +260,8 @@ def main() -> None:
         f"Parameters of what makes the image: {shown}.",
         "Under do(length) and do(position) nothing follows, so that there the diffusion "
         "autoencoder without the SCM is our own decoder, trained alone: a ratio of 1 is the truth.",
-        "Chosen on validation rows of seed 0: the code's width (6 of 6, 8 and 10), beta (30 of 10, "
-        "30 and 60), and the learning rate, the better of 2e-3 and 4e-3 for each model.",
+        "Chosen on validation rows of seed 0: the code's width (6 of 6, 8 and 10), beta (30 of 10 "
+        "and 30), and the learning rate, the better of 2e-3 and 4e-3 for each model.",
     ]
     record.save()
 

@@ -78,10 +78,13 @@ def complete(
         reparametrised: let gradients pass through the encoder's continuous draws.
         lazy: leave unseen nodes absent that nothing seen hangs on.
     """
-    values, seen = scm.standard(batch), {n: batch.mask(n) for n in scm.graph.nodes}
+    values = scm.standard(batch)
+    ready = torch.ones(len(batch), dtype=torch.bool, device=scm.origin.device)
+    if scm.encoder is None and not batch.seen and len(values) == len(scm.graph.nodes):
+        return Completion(values, scm.origin.repeat(len(batch)), {}, {}, ready)
+    seen = {n: batch.mask(n) for n in scm.graph.nodes}
     coverage = _coverage(scm, seen)
     encoder, mechanisms = scm.encoder, scm.mechanisms
-    ready = torch.ones(len(batch), dtype=torch.bool, device=scm.origin.device)
     for source in encoder.inputs if encoder is not None else ():
         ready = ready & seen[source]
     use = encoder is not None and bool(ready.any())

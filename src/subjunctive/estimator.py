@@ -30,7 +30,7 @@ from subjunctive import mechanisms as families
 from subjunctive.data.column import label
 from subjunctive.data.table import Table
 from subjunctive.effect import Effect, effect
-from subjunctive.estimator_cases import AvailableCases, all_seen, cases
+from subjunctive.estimator_cases import AvailableCases, all_seen, cases, solved
 from subjunctive.graph import Graph
 from subjunctive.intervention import Checked, Intervention, as_do
 from subjunctive.mechanism import Density, Mechanism, Parents, draw, each, evaluating, parts, seeded
@@ -45,8 +45,10 @@ CONTINUOUS: dict[str, Family] = {
     "linear": families.LinearGaussian,
     "additive": families.AdditiveNoise,
     "flow": families.ConditionalFlow,
+    "ridge": families.Ridge,
 }
 DISCRETE: dict[str, Family] = {"categorical": families.Categorical, "ordinal": families.Ordinal}
+SIZE = 2**16  # rows times draws of a counterfactual that are in memory at once
 ROWS = 64  # whose draws are in memory at once
 
 
@@ -58,23 +60,25 @@ class TabularSCM(TransformerMixin, BaseEstimator):
 
     Args:
         graph: a DAG or its arrows, "t -> y"; its nodes are columns of the table.
-        mechanism: the family of continuous nodes: `linear`, `additive`, `flow`, or a callable
-            `(variable, parents) -> Mechanism`. Discrete nodes are `Categorical` or `Ordinal`.
+        mechanism: the family of continuous nodes: `linear` and `ridge`, which have a closed form,
+            `additive`, `flow`, or a callable `(variable, parents) -> Mechanism`. Discrete nodes are
+            `Categorical` or `Ordinal`.
         mechanisms: node -> a family or callable, where a node should have another one.
         categorical, ordinal, units: what the columns are, as for `data.table.Table`.
-        steps, batch_size, lr: as for `fit`; a smaller table is one batch.
+        steps, batch_size, lr: as for `fit`, where there is no closed form; a smaller table is one
+            batch.
         outcome: the node that `predict` and `effect` are about; by default the name of y.
         seed, progress: of the weights, the training and all draws; whether to show bars.
 
     Attributes:
         model_, variables_: the fitted `SCM`, which all of the library takes; node -> `Variable`.
-        history_: the losses, a DataFrame.
+        history_: the losses of what gradients fitted, a DataFrame.
         outcome_, feature_names_in_, n_features_in_: the outcome's node or None; the columns of X.
 
     Example:
         >>> t = np.linspace(-1, 1, 200)
         >>> X = pandas.DataFrame({"t": t, "y": 2 * t + 0.1 * np.cos(40 * t)})
-        >>> scm = TabularSCM("t -> y", mechanism="linear", outcome="y", steps=200, lr=0.1).fit(X)
+        >>> scm = TabularSCM("t -> y", mechanism="linear", outcome="y").fit(X)
         >>> round(float(scm.effect("t").estimate), 1), scm.counterfactual(X, {"t": 0.0}).shape
         (2.0, (200, 2))
     """
@@ -112,6 +116,8 @@ class TabularSCM(TransformerMixin, BaseEstimator):
                 DataFrame, a column that cannot be fitted, or an argument out of range.
         """
         seed, steps, size = (_whole(n, getattr(self, n)) for n in ("seed", "steps", "batch_size"))
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive, got {self.lr!r}")
         outcome = self.outcome if self.outcome is not None else getattr(y, "name", None)
         frame = _joined(X, y, outcome)
         about = {n: getattr(self, n) for n in ("graph", "categorical", "ordinal", "units")}
@@ -120,13 +126,14 @@ class TabularSCM(TransformerMixin, BaseEstimator):
         if outcome is not None:
             known(outcome, graph.nodes, "TabularSCM(outcome=)")
         with seeded(seed):
-            model = SCM(graph, self._mechanisms(graph, table.variables))
-        for node in sorted({*graph.nodes} - {name for name, *_ in cases(model, table.train)}):
-            raise ValueError(f"no row saw {node!r} and all its parents; it cannot be fitted")
-        rest: dict[str, Any] = {"lr": self.lr, "seed": seed, "progress": self.progress}
-        size = min(size, len(frame))
-        done = fit(model, table.train, AvailableCases(), steps=steps, batch_size=size, **rest)
-        self.model_, self.variables_, self.history_ = model, dict(model.variables), done.history
+            model = SCM(graph, self._mechanisms(graph, table.variables)).eval()
+            left = solved(model, table.train)
+        self.history_ = pandas.DataFrame([])
+        if left:
+            rest: dict[str, Any] = {"lr": self.lr, "seed": seed, "progress": self.progress}
+            rest |= {"steps": steps, "batch_size": min(size, len(frame))}
+            self.history_ = fit(model, table.train, AvailableCases(left), **rest).history
+        self.model_, self.variables_ = model, dict(model.variables)
         self.labels_ = {n: _labels(v, frame[n]) for n, v in self.variables_.items() if v.discrete}
         self.outcome_, self.n_features_in_ = outcome, X.shape[1]
         self.feature_names_in_ = np.array(list(X.columns), dtype=object)
@@ -237,7 +244,7 @@ class TabularSCM(TransformerMixin, BaseEstimator):
         """
         with self._asking(X, "counterfactual", spare=True) as (model, batch):
             acts, show = self._do(do, X.index), self.progress
-            found = counterfactual(model, batch, acts, draws=draws, batch_size=4096, progress=show)
+            found = counterfactual(model, batch, acts, draws=draws, batch_size=SIZE, progress=show)
         return self._frame(found, X.index, X.columns)
 
     def effect(
@@ -266,10 +273,12 @@ class TabularSCM(TransformerMixin, BaseEstimator):
         frame, fitted = _joined(X, y, outcome), list(self.feature_names_in_)
         needed = [n for n in self._own(self.variables_) if not (spare and n == outcome)]
         _check_columns(frame, {**self.variables_, **dict.fromkeys(fitted)}, needed, f"{what}(X)")
-        held = {n: frame[n] for n in self.variables_ if n in frame}
+        held: dict[str, Any] = {n: frame[n] for n in self.variables_ if n in frame}
         held |= {n: self._codes(n, held[n]) for n in self.labels_ if n in held}
         with seeded(_whole("seed", self.seed)), evaluating(self.model_):
-            yield self.model_, self.model_.batch(pandas.DataFrame(held, index=frame.index))
+            if self.labels_ or list(frame.columns) != list(held):
+                frame = pandas.DataFrame(held, index=frame.index)
+            yield self.model_, self.model_.batch(frame)
 
     def _do(self, do: Do, index: Any = None) -> Checked:
         """Return checked interventions, with codes for labels; a Series must have the index."""

@@ -192,6 +192,8 @@ class Graph:
 
     def parents(self, nodes: Names) -> tuple[str, ...]:
         """Return the nodes with a directed edge into any of `nodes`, in node order."""
+        if isinstance(nodes, str) and nodes in self._parents:
+            return self._parents[nodes]
         return self._pick(self.adjacency[:, self._mask(nodes, "parents()")].any(1))
 
     def children(self, nodes: Names) -> tuple[str, ...]:
@@ -361,6 +363,10 @@ class Graph:
     @cached_property
     def _index(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.nodes)}
+
+    @cached_property
+    def _parents(self) -> dict[str, tuple[str, ...]]:
+        return {name: self._pick(self.adjacency[:, i]) for i, name in enumerate(self.nodes)}
 
     @cached_property
     def _cycle(self) -> list[str]:

@@ -32,7 +32,8 @@ class Mechanism(nn.Module, ABC):
 
     Built from the node's own `Variable` and its parents' `Variable`s. All values are standardised
     (`Variable.standardise`): a scalar node has shape `(B,)`, categories are integer codes. The
-    mapping `parents` holds a tensor for every name in `self.parents`.
+    mapping `parents` holds a tensor for every name in `self.parents`. Where the likeliest
+    parameters have a closed form, `solve(x, parents)` may set them, in place.
     """
 
     card: ClassVar[Card]
@@ -123,7 +124,10 @@ def seeded(seed: int | None) -> Iterator[None]:
         yield
         return
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+        # where there is no accelerator, torch.manual_seed takes longer than a query of a small
+        # table: it writes down the stack of calls, for devices that might appear
+        there = torch.accelerator.is_available()
+        (torch.manual_seed if there else torch.default_generator.manual_seed)(seed)
         yield
 
 

@@ -121,7 +121,8 @@ class SCM(nn.Module):
                 value = variable.encode(torch.where(batch.mask(name), value, 0))
             else:
                 value = value.to(self.origin.dtype)
-                if not bool(torch.isfinite(value[batch.mask(name)]).all()):
+                seen = value[batch.seen[name]] if name in batch.seen else value
+                if not bool(torch.isfinite(seen).all()):
                     raise ValueError(
                         f"{name!r} has NaN or infinite values in rows that are not declared "
                         "missing; mask them: Batch(values, seen={...})"
@@ -131,10 +132,9 @@ class SCM(nn.Module):
 
     def standard(self, batch: Batch) -> dict[str, Tensor]:
         """Return the standardised values, zero where a row did not see the node."""
-        values = {}
-        for name, value in batch.values.items():
-            value = self.variables[name].standardise(value)
-            values[name] = where(batch.mask(name), value, torch.zeros_like(value))
+        values = {n: self.variables[n].standardise(v) for n, v in batch.values.items()}
+        for name, mask in batch.seen.items():
+            values[name] = where(mask, values[name], torch.zeros_like(values[name]))
         return values
 
     def noise(self, n: int) -> dict[str, Noise]:
@@ -206,7 +206,8 @@ class SCM(nn.Module):
         for name in self.graph.order:
             mechanism = self.mechanisms[name]
             parents = {p: values[p] for p in self.graph.parents(name)}
-            explained = batch.mask(name) | completion.inferred.get(name, ~batch.mask(name) & False)
+            drawn = completion.inferred.get(name)
+            explained = batch.mask(name) if drawn is None else batch.mask(name) | drawn
             if bool(explained.all()):
                 noise[name] = mechanism.abduct(values[name], parents)
                 continue

@@ -185,17 +185,16 @@ class Variable:
                 raise ValueError(f"{self.name!r} has one category in all rows; drop it")
             return self
         values = values.double()
-        if not bool(torch.isfinite(values).all()):
+        low, high = map(float, values.aminmax())  # NaN if one is
+        if not (np.isfinite(low) and np.isfinite(high)):
             raise ValueError(
                 f"{self.name!r} has NaN or infinite values in rows that are not declared missing; "
                 "mask them: fit(values, seen)"
             )
-        low, high = float(values.min()), float(values.max())
         if low == high:
             raise ValueError(f"{self.name!r} is constant ({low}); drop it")
-        return replace(
-            self, loc=float(values.mean()), scale=float(values.std()), low=low, high=high
-        )
+        scale, loc = map(float, torch.std_mean(values))
+        return replace(self, loc=loc, scale=scale, low=low, high=high)
 
     def rename(self, name: str) -> Variable:
         """Return the same variable under another name."""

@@ -43,6 +43,31 @@ def test_least_squares_is_where_the_loss_is_flat():
     assert max(p.grad.abs().max() for p in m.parameters()) < 1e-12
 
 
+def test_solve_is_where_the_loss_is_flat_in_the_units_of_any_parent():
+    arm = torch.arange(300) % 3
+    t, s = torch.randn(2, 300)
+    x = torch.stack([t - 2 * s + arm, 5.0 + 0 * t], 1) + torch.randn(300, 2) * torch.tensor(
+        [2, 0.1]
+    )
+    values = {"t": t, "s": 1e-3 * s + 7, "arm": arm}
+    m = LinearGaussian(Variable("x", shape=(2,)), [T, S, ARM]).double()
+    m.solve(x.double(), {k: v if k == "arm" else v.double() for k, v in values.items()})
+    m.loss(x.double(), values)["nll"].mean().backward()
+    assert max(p.grad.abs().max() for p in m.parameters()) < 1e-5
+    assert bool((m.weight[:, 2:].sum(1).abs() < 1e-6).all())  # of all solutions, the smallest
+
+
+def test_solve_of_an_exact_relation_leaves_a_scale_that_is_not_zero():
+    m, t = LinearGaussian(Variable("x"), [T]), torch.randn(50)
+    m.solve(3 * t, {"t": t})
+    assert 0 < float(m.scale.detach()) < 1e-5
+    assert torch.allclose(m(torch.zeros(50), {"t": t}), 3 * t, atol=1e-4)
+    root = LinearGaussian(Variable("x"))
+    root.solve(t, {})
+    assert torch.allclose(root.bias, t.mean())
+    assert torch.allclose(root.scale, t.std(correction=0))
+
+
 def test_categories_enter_one_hot_and_stages_as_thermometers():
     m = LinearGaussian.of(Variable("x"), [ARM, STAGE], weights=[1.0, 2.0, 4.0, 10.0, 20.0, 40.0])
     parents = {"arm": torch.tensor([0, 1, 2]), "stage": torch.tensor([0, 1, 2])}

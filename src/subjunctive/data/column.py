@@ -6,6 +6,7 @@ refused with what to do, in words that follow the column's name.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ DATE = re.compile(r"(\d{4}[-/]\d\d?[-/]\d\d?|\d\d?[./]\d\d?[./]\d{2,4})([ T].*)?
 # 1,5 and 1.234,5 and 1 234 and 12 %: numbers to people, and text to pandas
 WRITTEN = re.compile(r"[-+]?\d{1,3}(([., ']\d{3})+|\d*)([.,]\d+)?( ?%)?")
 NUMERIC = 0.9  # text of which more than this share is numbers is meant to be numbers
+NOTHING = "has no entry that is not missing: leave it out"
 MANY = 50  # text with more different entries than this, and than half the rows, is names
 
 
@@ -73,17 +75,25 @@ def masked(column: Series, hidden: set[str]) -> Series:
 def numbers(column: Series) -> NDArray[np.float64]:
     """Return a column as float64 with NaN where missing; refuse what cannot be standardised."""
     values: NDArray[np.float64] = column.to_numpy(dtype=float, na_value=np.nan)
-    infinite = np.flatnonzero(np.isinf(values))
-    if len(infinite):
-        raise ValueError(
-            f"has {len(infinite)} infinite entries, the first in row {infinite[0]}: correct them, "
-            "or make them missing"
-        )
-    seen, dtype = torch.from_numpy(values[~np.isnan(values)]), torch.get_default_dtype()
-    low, high = float(seen.min()), float(seen.max())
+    whole = torch.from_numpy(np.require(values, requirements="W"))
+    low, high = map(float, whole.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):  # NaN if one is
+        infinite = np.flatnonzero(np.isinf(values))
+        if len(infinite):
+            raise ValueError(
+                f"has {len(infinite)} infinite entries, the first in row {infinite[0]}: correct "
+                "them, or make them missing"
+            )
+        whole = whole[~whole.isnan()]
+        if not len(whole):
+            raise ValueError(NOTHING)
+        low, high = map(float, whole.aminmax())
+    dtype = torch.get_default_dtype()
     if low == high:
         raise ValueError(f"is constant (all are {low:g}): leave it out")
-    refuse_rounding(float((seen - seen.to(dtype).double()).abs().max()), high - low, dtype)
+    span, size, known = high - low, max(-low, high), torch.finfo(dtype)
+    if size > known.max or size * known.eps > span / 1000:  # else none is
+        refuse_rounding(float((whole - whole.to(dtype).double()).abs().max()), span, dtype)
     return values
 
 

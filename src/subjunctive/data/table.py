@@ -24,6 +24,7 @@ from torch import Tensor
 from subjunctive.checkpoint import StoreError
 from subjunctive.data.column import (
     GAPS,
+    NOTHING,
     NUMBERS,
     TEXTS,
     as_numbers,
@@ -61,7 +62,8 @@ class Table:
 
     Attributes:
         graph, variables: the causal graph, and its variables, fitted on the training rows.
-        train, valid, test: batches in random order; `context["row"]` is each row's number.
+        train, valid, test: batches in random order, or, where train is all rows, in the table's;
+            `context["row"]` is each row's number.
         left_out: columns that neither the graph nor `drop` names.
 
     Raises:
@@ -110,11 +112,12 @@ class Table:
         nodes = [c for c in dict.fromkeys(columns) if c not in _names(drop)]
         problems = self._misnamed(columns, nodes, drawn)
         read: dict[str, tuple[NDArray[Any], Variable]] = {}
+        parts = [column for _, column in frame.items()]  # by position, as two names may be equal
         for name in nodes if drawn is None else [n for n in drawn.nodes if n in nodes]:
             try:
                 if not name or columns.count(name) > 1:
                     raise ValueError(f"names no single column: rename it, or drop=({name!r},)")
-                read[name] = self._column(name, frame.iloc[:, columns.index(name)])
+                read[name] = self._column(name, parts[columns.index(name)])
             except ValueError as error:
                 problems.append(f"{name!r} {error}")
         problems += self._split(len(frame), read)
@@ -227,11 +230,11 @@ class Table:
         if kind is None and column is not given and held(column) in TEXTS:
             read = as_numbers(column)  # the "?" is gone that had made texts of numbers
             column = read if read.count() == column.count() else column
-        if not column.notna().any():
-            raise ValueError("has no entry that is not missing: leave it out")
         word = held(column)
         if kind is None and word in NUMBERS:
             return numbers(column), Variable(name, unit=unit)
+        if not column.notna().any():
+            raise ValueError(NOTHING)
         if kind is None and word not in (*TEXTS, "boolean", "categorical"):
             raise ValueError(f"holds {word} ({column.dtype}), no numbers or labels: convert it, as "
                              "(column - column.min()).dt.days does dates")  # fmt: skip
@@ -240,8 +243,6 @@ class Table:
 
     def _split(self, rows: int, read: Mapping[str, tuple[NDArray[Any], Variable]]) -> list[str]:
         """Set batches and variables; say which columns or rows do not suffice to train on."""
-        import pandas
-
         sizes = {name: round(share * rows) for name, share in self.shares.items()}
         sizes["train"] = rows - sum(sizes.values())
         least = {name: int(share > 0) for name, share in self.shares.items()} | {"train": 2}
@@ -249,20 +250,21 @@ class Table:
         if short or not read:
             few = f"{rows} rows are too few: {', '.join(short)}; give more, or other shares (or 0)"
             return [few] if short else []
-        table = pandas.DataFrame({n: array for n, (array, _) in read.items()}, copy=False)
         self.variables, problems = {n: v for n, (_, v) in read.items()}, []
-        whole = Batch.of(table, list(self.variables.values()))
-        whole = Batch(whole.values, whole.seen, context={"row": torch.arange(rows)})
-        with seeded(self.seed):
-            parts = torch.randperm(rows).split(list(sizes.values()))
-        self.test, self.valid = (whole[p] if len(p) else None for p in parts[:2])
-        self.train = whole[parts[2]]
+        whole = _batch(read, rows)
+        if sizes["train"] == rows:
+            self.test, self.valid, self.train = None, None, whole
+        else:
+            with seeded(self.seed):
+                parts = torch.randperm(rows).split(list(sizes.values()))
+            self.test, self.valid = (whole[p] if len(p) else None for p in parts[:2])
+            self.train = whole[parts[2]]
         for name, variable in list(self.variables.items()):
-            values, seen = self.train.values[name], self.train.mask(name)
+            values, seen = self.train.values[name], self.train.seen.get(name)
             try:
                 self.variables[name] = variable.fit(values, seen)
             except ValueError as error:
-                problems.append(f"in the {len(seen)} training rows, {error}, or change the seed")
+                problems.append(f"in the {len(values)} training rows, {error}, or change the seed")
         return problems
 
     def frame(self, rows: Batch | Mapping[str, Tensor]) -> DataFrame:
@@ -316,6 +318,19 @@ class Table:
         for key in config.keys() - takes.keys():
             raise ValueError(f"Table has no argument {key!r}: {list(takes)}.{nearest(key, takes)}")
         return cls(**config)
+
+
+def _batch(read: Mapping[str, tuple[NDArray[Any], Variable]], rows: int) -> Batch:
+    """Return columns as tensors, NaN as masks, with the number of each row."""
+    values, seen = {}, {}
+    for name, (array, variable) in read.items():
+        column = torch.from_numpy(np.require(array, requirements="W"))
+        if column.is_floating_point() and bool((gaps := column.isnan()).any()):
+            seen[name] = ~gaps
+            column = torch.where(gaps, column[seen[name]][0], column)
+        kind = torch.long if variable.discrete else torch.get_default_dtype()
+        values[name] = column.to(kind)
+    return Batch(values, seen, context={"row": torch.arange(rows)})
 
 
 def _names(given: Any) -> tuple[Any, ...]:

@@ -3,7 +3,8 @@ r"""The linear-Gaussian mechanism, and how a mechanism reads its parents as a ma
     x = W m(pa) + b + s u,   u ~ N(0, I),   s = exp(log_s) > 0
 
 `m(pa)` lays the parents side by side (categories one-hot, ordinal codes as thermometers). All is
-closed: `u = (x - W m(pa) - b) / s` and `log p(x | pa) = sum_d [log N(u_d; 0, 1) - log s_d]`.
+closed: `u = (x - W m(pa) - b) / s` and `log p(x | pa) = sum_d [log N(u_d; 0, 1) - log s_d]`, and
+so is the maximum of the likelihood: least squares, and the residuals' root mean square for s.
 """
 
 from __future__ import annotations
@@ -212,6 +213,36 @@ class LinearGaussian(Density):
     def scale(self) -> Tensor:
         """The standard deviation s of the noise, of the variable's shape."""
         return self.log_scale.exp().reshape(self.variable.shape)
+
+    @torch.no_grad()
+    def solve(self, x: Tensor, parents: Parents) -> None:
+        """Set the parameters that make rows most likely: least squares, of the smallest weights.
+
+        Args:
+            x: standardised values `(B, *shape)`.
+            parents: theirs, `(B, ...)` each.
+
+        Example:
+            >>> m, t = LinearGaussian(Variable("x"), [Variable("t")]), torch.linspace(-1, 1, 50)
+            >>> m.solve(2 * t + 1, {"t": t})
+            >>> [round(p.item(), 4) for p in (m.weight, m.bias)]
+            [2.0, 1.0]
+        """
+        y, n = check(x, self.variable).reshape(len(x), -1).double(), len(x)
+        mean = y.mean(0)
+        left = y.square().sum(0) - n * mean.square()
+        if self.weight is not None:
+            c = context(self, parents, n).double()
+            middle = c.mean(0)
+            scatter = c.T @ c - n * torch.outer(middle, middle)
+            product = c.T @ y - n * torch.outer(middle, mean)
+            # a category's columns sum to one: of all solutions the pseudo-inverse's is the smallest
+            weight = torch.linalg.pinv(scatter, rtol=1e-10, hermitian=True) @ product
+            left -= (weight * product).sum(0)
+            mean -= middle @ weight
+            self.weight.copy_(weight.T)
+        self.bias.copy_(mean)
+        self.log_scale.copy_((left / n).clamp(min=1e-12).log() / 2)  # never zero
 
     def prior(self) -> Distribution:
         """Return N(0, I) of the variable's shape."""
