@@ -284,7 +284,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", type=int, default=5000, help="of each non-linear table")
     parser.add_argument("--repeats", type=int, default=3, help="fits whose median is taken")
-
     parser.add_argument("--large", type=int, default=LARGE, help="rows of the large table")
     a = parser.parse_args()
     torch.set_num_threads(1)
@@ -316,6 +315,12 @@ def main() -> None:
         for name in SYSTEMS:
             nonlinear(name, seed, a, record)
     claims(record)
+    record.notes += [
+        "dowhy's polynomials of degree 2 stand in the table and in no claim: they fit several times "
+        "faster than ours, and are less likely on held-out rows.",
+        "The number and the shape of Ridge's features were chosen on held-out rows of seed 0 of the "
+        "five systems of three nodes or four; the other seeds and the ten nodes were not looked at.",
+    ]
     memory(record, ["linear", "ridge", "flow"], a.large)
     record.save()
 
