@@ -6,5 +6,7 @@ from subjunctive.mechanisms.discrete import Ordinal as Ordinal
 from subjunctive.mechanisms.flow import ConditionalFlow as ConditionalFlow
 from subjunctive.mechanisms.known import Known as Known
 from subjunctive.mechanisms.linear import LinearGaussian as LinearGaussian
+from subjunctive.mechanisms.quantised import Quantised as Quantised
+from subjunctive.mechanisms.realnvp import RealNVP as RealNVP
 from subjunctive.mechanisms.ridge import Ridge as Ridge
 from subjunctive.mechanisms.tied import Tied as Tied

@@ -2,4 +2,5 @@
 
 from subjunctive.nn.conv import ConvEncoder as ConvEncoder
 from subjunctive.nn.mlp import MLP as MLP
+from subjunctive.nn.residual import Residual as Residual
 from subjunctive.nn.unet import UNet as UNet
