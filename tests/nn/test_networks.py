@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from subjunctive.nn import MLP, ConvEncoder, UNet
+from subjunctive.nn import MLP, Beside, ConvDecoder, ConvEncoder, UNet
 from subjunctive.nn.unet import Attention, Block, Sines
 
 
@@ -21,6 +21,7 @@ def stir(module: nn.Module) -> nn.Module:
 BUILDS = [
     (MLP, {"inputs": 3, "outputs": 2, "hidden": (5,), "activation": nn.Tanh, "norm": True}),
     (ConvEncoder, {"channels": 2, "size": (8, 16), "outputs": 3, "widths": (4, 6), "unshuffle": 1}),
+    (ConvDecoder, {"inputs": 3, "channels": 2, "size": (8, 16), "widths": (4, 6), "shuffle": 1}),
     (UNet, {"channels": 2, "condition": 3, "width": 8, "blocks": 2, "unshuffle": 1, "size": 16}),
     (UNet, {"channels": 1, "condition": 3, "blocks": (0, 2), "size": 8, "layout": True}),
 ]
@@ -70,10 +71,33 @@ def test_encoder_tells_where_something_is():
     torch.testing.assert_close(encoder(rows)[[2, 0]], encoder(rows[[2, 0]]))
 
 
+@pytest.mark.parametrize("shuffle", [1, 2])
+def test_decoder_hears_its_vector_everywhere_and_trains_everywhere(shuffle):
+    torch.manual_seed(0)
+    decoder = ConvDecoder(3, 2, (8, 16), widths=(4, 6), shuffle=shuffle)
+    z = torch.randn(5, 3, requires_grad=True)
+    x = decoder(z)
+    assert x.shape == (5, 2, 8, 16)
+    assert (x[0] - x[1]).abs().min() > 0
+    torch.testing.assert_close(decoder(z[[2, 0]]), x[[2, 0]])
+    x.square().mean().backward()
+    silent = [n for n, p in decoder.named_parameters() if not p.grad.abs().max() > 0]
+    assert silent == []
+    assert (z.grad != 0).all()
+
+
+def test_what_stands_beside_reaches_the_head_as_it_is():
+    both = Beside(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), nn.Linear(5, 2))
+    x, c = torch.randn(6, 1, 2, 2), torch.randn(6, 2)
+    expected = both.head(torch.cat([both.network[1](x.reshape(6, 4)), c], 1))
+    torch.testing.assert_close(both(x, c), expected)
+
+
 @pytest.mark.parametrize(
     ("build", "multiple"),
     [
         (lambda: ConvEncoder(1, 28, 5, widths=(4, 4, 4)), 8),
+        (lambda: ConvDecoder(5, 1, 28, widths=(4, 4, 4)), 8),
         (lambda: UNet(1, width=8, size=(32, 30), unshuffle=1), 4),
         (lambda: UNet(1, width=8)(torch.zeros(1, 1, 28, 28), torch.zeros(1)), 8),
     ],
