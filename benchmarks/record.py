@@ -61,6 +61,11 @@ def code_hash(modules: list[str], hashes: dict[str, str]) -> str:
     return hashlib.sha256("".join(hashes[m] for m in sorted(modules)).encode()).hexdigest()[:16]
 
 
+def is_stale(kept: dict[str, Any], hashes: dict[str, str]) -> bool:
+    """Tell whether the code that a result ran on has changed since."""
+    return code_hash(kept["modules"], hashes) != str(kept["code"])
+
+
 @dataclass
 class Record:
     """One proof: its rows, by seed, and what they claim.
@@ -142,9 +147,8 @@ def spread(values: list[float]) -> str:
 
 def section(kept: dict[str, Any], hashes: dict[str, str]) -> list[str]:
     """Write one result as Markdown."""
-    stale = code_hash(kept["modules"], hashes) != kept["code"]
     lines = [f"## {kept['title']}", "", kept["about"], ""]
-    if stale:
+    if is_stale(kept, hashes):
         lines += ["**Stale**: the code has changed since this was measured.", ""]
     lines += [
         "```",
@@ -187,16 +191,19 @@ def grouped(rows: list[dict[str, Any]], keys: list[str], columns: list[str]) -> 
     return [*lines, ""]
 
 
-def figures(results: list[dict[str, Any]]) -> list[str]:
-    """Write the claims that were asked for as one table, for the README."""
+def figures(results: list[dict[str, Any]], hashes: dict[str, str]) -> list[str]:
+    """Write the claims that were asked for as one table, for the README; what is stale says so."""
     lines = ["| | measured (range over seeds) | asked | |", "|---|---|---|---|"]
     for kept in results:
+        old = ", stale" if is_stale(kept, hashes) else ""
         for c in kept["claims"]:
             if c["bound"] is not None:
                 bound = f"{'≤' if c['at_most'] else '≥'} {number(c['bound'])}"
                 found = f"{spread(c['values'])} {c['unit']}".strip()
                 verdict = "holds" if c["holds"] else "**fails**"
-                lines.append(f"| {kept['short']}: {c['what']} | {found} | {bound} | {verdict} |")
+                lines.append(
+                    f"| {kept['short']}: {c['what']} | {found} | {bound} | {verdict}{old} |"
+                )
     return lines
 
 
@@ -218,7 +225,7 @@ def write_page() -> None:
     PAGE.write_text("\n".join(lines).rstrip() + "\n")
     before, rest = README.read_text().split(BEGIN)
     _, after = rest.split(END)
-    README.write_text("\n".join([before + BEGIN, *figures(results), END + after]))
+    README.write_text("\n".join([before + BEGIN, *figures(results, hashes), END + after]))
 
 
 if __name__ == "__main__":

@@ -26,16 +26,13 @@ twenty nodes, fits, and answers for all of them.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -48,6 +45,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 from record import Record
+from timing import timed
 
 from subjunctive.data.systems import Node, System
 from subjunctive.data.tabular import Linear, Nonlinear
@@ -104,18 +102,6 @@ def example(rows: int, seed: int) -> tuple[pandas.DataFrame, str]:
 
 def frame(values: Table) -> pandas.DataFrame:
     return pandas.DataFrame({n: v.double().numpy() for n, v in values.items()})
-
-
-def timed(function: Callable[[], Any], repeats: int) -> tuple[float, float, Any]:
-    """Return the median wall and CPU seconds of a call, and what the last one returned."""
-    walls, cpus, found = [], [], None
-    gc.collect()
-    for _ in range(repeats):
-        wall, cpu = time.perf_counter(), time.process_time()
-        found = function()
-        walls.append(time.perf_counter() - wall)
-        cpus.append(time.process_time() - cpu)
-    return statistics.median(walls), statistics.median(cpus), found
 
 
 class Case:

@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import statistics
-import time
 import warnings
 from collections.abc import Callable
 from importlib import metadata
@@ -27,6 +25,7 @@ import pandas as pd
 from dowhy import gcm
 from dowhy.graph import get_ordered_predecessors, is_root_node
 from scipy import stats
+from timing import timed
 
 CENTRES = 5000  # residuals of a kernel density estimate, at most
 REGRESSORS: dict[str, Callable[[], Any]] = {
@@ -66,17 +65,6 @@ def log_likelihood(model: Any, train: pd.DataFrame, test: pd.DataFrame) -> float
         kernels = np.log(np.maximum(stats.gaussian_kde(some)(new), 1e-300)).mean()
         total += max(kernels, stats.norm.logpdf(new, seen.mean(), seen.std()).mean())
     return float(total)
-
-
-def timed(function: Callable[[], Any], repeats: int) -> tuple[float, float, Any]:
-    """Return the median wall and CPU seconds of a call, and what the last one returned."""
-    walls, cpus, found = [], [], None
-    for _ in range(repeats):
-        wall, cpu = time.perf_counter(), time.process_time()
-        found = function()
-        walls.append(time.perf_counter() - wall)
-        cpus.append(time.process_time() - cpu)
-    return statistics.median(walls), statistics.median(cpus), found
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -241,6 +241,20 @@ class Discretised(Levels):
     noise: ClassVar[Symmetric]
     width = 2
 
+    def __init__(self, levels: int = 256, low: float = 0.0, high: float = 1.0) -> None:
+        super().__init__(levels, low, high)
+
+    @classmethod
+    def of(cls, variable: Variable, levels: int = 256) -> Self:
+        """Return the likelihood of levels from a variable's low to its high end.
+
+        >>> image = Variable("x", (1, 8, 8), loc=0.5, scale=0.5, low=0.0, high=1.0)
+        >>> likelihood = DiscretisedLogistic.of(image)
+        >>> likelihood.levels, likelihood.low, likelihood.high
+        (256, -1.0, 1.0)
+        """
+        return cls(levels, *_ends(variable, cls.__name__))
+
     def _split(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Return location and scale."""
         span = self.high - self.low
@@ -308,20 +322,6 @@ class DiscretisedLogistic(Discretised):
 
     noise = LogisticNoise()
 
-    def __init__(self, levels: int = 256, low: float = 0.0, high: float = 1.0) -> None:
-        super().__init__(levels, low, high)
-
-    @classmethod
-    def of(cls, variable: Variable, levels: int = 256) -> DiscretisedLogistic:
-        """Return the likelihood of levels from a variable's low to its high end.
-
-        >>> image = Variable("x", (1, 8, 8), loc=0.5, scale=0.5, low=0.0, high=1.0)
-        >>> likelihood = DiscretisedLogistic.of(image)
-        >>> likelihood.levels, likelihood.low, likelihood.high
-        (256, -1.0, 1.0)
-        """
-        return cls(levels, *_ends(variable, cls.__name__))
-
 
 class DiscretisedGaussian(Discretised):
     """Evenly spaced levels, normal about the decoder's location.
@@ -344,11 +344,3 @@ class DiscretisedGaussian(Discretised):
     """
 
     noise = NormalNoise()
-
-    def __init__(self, levels: int = 256, low: float = 0.0, high: float = 1.0) -> None:
-        super().__init__(levels, low, high)
-
-    @classmethod
-    def of(cls, variable: Variable, levels: int = 256) -> DiscretisedGaussian:
-        """Return the likelihood of levels from a variable's low to its high end."""
-        return cls(levels, *_ends(variable, cls.__name__))
