@@ -27,7 +27,7 @@ def public(module: ModuleType) -> list[str]:
 
     >>> import subjunctive.nn
     >>> public(subjunctive.nn)
-    ['Beside', 'ConvEncoder', 'ConvDecoder', 'MLP', 'Residual', 'UNet']
+    ['Beside', 'ConvDecoder', 'ConvEncoder', 'MLP', 'Residual', 'UNet']
     """
     if hasattr(module, "__all__"):
         return list(module.__all__)

@@ -1,19 +1,26 @@
 """Mechanisms: ways to compute a node from its parents and its own noise."""
 
-from subjunctive.mechanisms.additive import AdditiveNoise as AdditiveNoise
-from subjunctive.mechanisms.discrete import Categorical as Categorical
-from subjunctive.mechanisms.discrete import Ordinal as Ordinal
-from subjunctive.mechanisms.flow import ConditionalFlow as ConditionalFlow
-from subjunctive.mechanisms.known import Known as Known
-from subjunctive.mechanisms.likelihood import Bernoulli as Bernoulli
-from subjunctive.mechanisms.likelihood import DiscretisedGaussian as DiscretisedGaussian
-from subjunctive.mechanisms.likelihood import DiscretisedLogistic as DiscretisedLogistic
-from subjunctive.mechanisms.likelihood import Gaussian as Gaussian
-from subjunctive.mechanisms.likelihood import Likelihood as Likelihood
-from subjunctive.mechanisms.linear import LinearGaussian as LinearGaussian
-from subjunctive.mechanisms.quantised import Quantised as Quantised
-from subjunctive.mechanisms.realnvp import RealNVP as RealNVP
-from subjunctive.mechanisms.ridge import Ridge as Ridge
-from subjunctive.mechanisms.tied import Tied as Tied
-from subjunctive.mechanisms.vae import VAE as VAE
-from subjunctive.mechanisms.vae import GaussianMixture as GaussianMixture
+from typing import TYPE_CHECKING
+
+from subjunctive.index import lazy
+
+if TYPE_CHECKING:
+    from subjunctive.mechanisms.additive import AdditiveNoise as AdditiveNoise
+    from subjunctive.mechanisms.discrete import Categorical as Categorical
+    from subjunctive.mechanisms.discrete import Ordinal as Ordinal
+    from subjunctive.mechanisms.flow import ConditionalFlow as ConditionalFlow
+    from subjunctive.mechanisms.known import Known as Known
+    from subjunctive.mechanisms.likelihood import Bernoulli as Bernoulli
+    from subjunctive.mechanisms.likelihood import DiscretisedGaussian as DiscretisedGaussian
+    from subjunctive.mechanisms.likelihood import DiscretisedLogistic as DiscretisedLogistic
+    from subjunctive.mechanisms.likelihood import Gaussian as Gaussian
+    from subjunctive.mechanisms.likelihood import Likelihood as Likelihood
+    from subjunctive.mechanisms.linear import LinearGaussian as LinearGaussian
+    from subjunctive.mechanisms.quantised import Quantised as Quantised
+    from subjunctive.mechanisms.realnvp import RealNVP as RealNVP
+    from subjunctive.mechanisms.ridge import Ridge as Ridge
+    from subjunctive.mechanisms.tied import Tied as Tied
+    from subjunctive.mechanisms.vae import VAE as VAE
+    from subjunctive.mechanisms.vae import GaussianMixture as GaussianMixture
+
+__getattr__, __dir__, __all__ = lazy(__name__)

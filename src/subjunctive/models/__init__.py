@@ -1,3 +1,10 @@
 """Models: one published model, one recipe over the rooms before."""
 
-from subjunctive.models.causal_diffae import CausalDiffAE as CausalDiffAE
+from typing import TYPE_CHECKING
+
+from subjunctive.index import lazy
+
+if TYPE_CHECKING:
+    from subjunctive.models.causal_diffae import CausalDiffAE as CausalDiffAE
+
+__getattr__, __dir__, __all__ = lazy(__name__)

@@ -1,8 +1,15 @@
 """Plain networks: tensors in, tensors out, nothing causal inside."""
 
-from subjunctive.nn.beside import Beside as Beside
-from subjunctive.nn.conv import ConvEncoder as ConvEncoder
-from subjunctive.nn.decoder import ConvDecoder as ConvDecoder
-from subjunctive.nn.mlp import MLP as MLP
-from subjunctive.nn.residual import Residual as Residual
-from subjunctive.nn.unet import UNet as UNet
+from typing import TYPE_CHECKING
+
+from subjunctive.index import lazy
+
+if TYPE_CHECKING:
+    from subjunctive.nn.beside import Beside as Beside
+    from subjunctive.nn.conv import ConvEncoder as ConvEncoder
+    from subjunctive.nn.decoder import ConvDecoder as ConvDecoder
+    from subjunctive.nn.mlp import MLP as MLP
+    from subjunctive.nn.residual import Residual as Residual
+    from subjunctive.nn.unet import UNet as UNet
+
+__getattr__, __dir__, __all__ = lazy(__name__)
