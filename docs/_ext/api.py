@@ -25,9 +25,9 @@ TOP = "subjunctive"
 def public(module: ModuleType) -> list[str]:
     """Return the names that a module offers, in its own order.
 
-    >>> import subjunctive.nn
-    >>> public(subjunctive.nn)
-    ['Beside', 'ConvDecoder', 'ConvEncoder', 'MLP', 'Residual', 'UNet']
+    >>> import subjunctive.encoders
+    >>> public(subjunctive.encoders)
+    ['Regression']
     """
     if hasattr(module, "__all__"):
         return list(module.__all__)

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from subjunctive.store import load as load
     from subjunctive.store import save as save
     from subjunctive.train import fit as fit
+    from subjunctive.unit_effect import unit_mediation as unit_mediation
     from subjunctive.variable import Batch as Batch
     from subjunctive.variable import Variable as Variable
 
@@ -81,6 +82,7 @@ _HOMES = {
     "scm": ("SCM", "Model"),
     "store": ("load", "save"),
     "train": ("fit",),
+    "unit_effect": ("unit_mediation",),
     "variable": ("Batch", "Variable"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from subjunctive.mechanisms.discrete import Categorical as Categorical
     from subjunctive.mechanisms.discrete import Ordinal as Ordinal
     from subjunctive.mechanisms.flow import ConditionalFlow as ConditionalFlow
+    from subjunctive.mechanisms.hvae import HVAE as HVAE
     from subjunctive.mechanisms.known import Known as Known
     from subjunctive.mechanisms.likelihood import Bernoulli as Bernoulli
     from subjunctive.mechanisms.likelihood import DiscretisedGaussian as DiscretisedGaussian

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from subjunctive.nn.beside import Beside as Beside
     from subjunctive.nn.conv import ConvEncoder as ConvEncoder
     from subjunctive.nn.decoder import ConvDecoder as ConvDecoder
+    from subjunctive.nn.ladder import Ladder as Ladder
     from subjunctive.nn.mlp import MLP as MLP
     from subjunctive.nn.residual import Residual as Residual
     from subjunctive.nn.unet import UNet as UNet

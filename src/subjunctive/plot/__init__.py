@@ -13,6 +13,7 @@ from subjunctive.plot.pictures import grid as grid
 from subjunctive.plot.pictures import title as title
 from subjunctive.plot.tables import markdown as markdown
 from subjunctive.plot.tables import sections as sections
+from subjunctive.plot.units import unit_mediation as unit_mediation
 from subjunctive.plot.worlds import animate as animate
 from subjunctive.plot.worlds import shift as shift
 from subjunctive.plot.worlds import traversal as traversal
