@@ -346,7 +346,9 @@ def main() -> None:
     with ProcessPoolExecutor(a.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
         done = dict(zip(tasks, pool.map(train, tasks), strict=True))
         best = {
-            (seed, name): min((d for t, d in done.items() if t[:2] == (seed, name)), key=operator.itemgetter(0))
+            (seed, name): min(
+                (d for t, d in done.items() if t[:2] == (seed, name)), key=operator.itemgetter(0)
+            )
             for seed in a.seeds
             for name in TRAINED
         }
