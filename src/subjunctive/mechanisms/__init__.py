@@ -8,8 +8,13 @@ if TYPE_CHECKING:
     from subjunctive.mechanisms.additive import AdditiveNoise as AdditiveNoise
     from subjunctive.mechanisms.discrete import Categorical as Categorical
     from subjunctive.mechanisms.discrete import Ordinal as Ordinal
+    from subjunctive.mechanisms.domains import Domains as Domains
+    from subjunctive.mechanisms.domains import translate as translate
     from subjunctive.mechanisms.flow import ConditionalFlow as ConditionalFlow
     from subjunctive.mechanisms.hvae import HVAE as HVAE
+    from subjunctive.mechanisms.interpolant import Corrupted as Corrupted
+    from subjunctive.mechanisms.interpolant import Interpolant as Interpolant
+    from subjunctive.mechanisms.interpolant import Regressed as Regressed
     from subjunctive.mechanisms.known import Known as Known
     from subjunctive.mechanisms.likelihood import Bernoulli as Bernoulli
     from subjunctive.mechanisms.likelihood import DiscretisedGaussian as DiscretisedGaussian
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from subjunctive.mechanisms.linear import LinearGaussian as LinearGaussian
     from subjunctive.mechanisms.quantised import Quantised as Quantised
     from subjunctive.mechanisms.realnvp import RealNVP as RealNVP
+    from subjunctive.mechanisms.refined import Refined as Refined
     from subjunctive.mechanisms.ridge import Ridge as Ridge
     from subjunctive.mechanisms.tied import Tied as Tied
     from subjunctive.mechanisms.vae import VAE as VAE

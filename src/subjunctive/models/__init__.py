@@ -6,5 +6,7 @@ from subjunctive.index import lazy
 
 if TYPE_CHECKING:
     from subjunctive.models.causal_diffae import CausalDiffAE as CausalDiffAE
+    from subjunctive.models.cycle_diffusion import CycleDiffusion as CycleDiffusion
+    from subjunctive.models.cycle_diffusion import with_sampler as with_sampler
 
 __getattr__, __dir__, __all__ = lazy(__name__)

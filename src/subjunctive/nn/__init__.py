@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from subjunctive.nn.ladder import Ladder as Ladder
     from subjunctive.nn.mlp import MLP as MLP
     from subjunctive.nn.residual import Residual as Residual
+    from subjunctive.nn.timed import Timed as Timed
     from subjunctive.nn.unet import UNet as UNet
 
 __getattr__, __dir__, __all__ = lazy(__name__)
