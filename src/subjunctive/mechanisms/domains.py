@@ -187,9 +187,10 @@ def alike(source: Mechanism, target: Mechanism) -> None:
         Traceback (most recent call last):
         ValueError: the noise of 'x' is {'': ()}, that of 'y' {'': (2,)}; noise of one ...
     """
+    densities: list[dict[str, Any]] = [dict(parts(m.prior())) for m in (source, target)]
     first, second = (
-        {name: tuple(d.batch_shape + d.event_shape) for name, d in parts(m.prior())}
-        for m in (source, target)
+        {name: tuple(d.batch_shape + d.event_shape) for name, d in prior.items()}
+        for prior in densities
     )
     times = [getattr(m, "sampler", None) for m in (source, target)]
     a, b = (s and (s.numbers(), s.sigma_data) for s in times)

@@ -223,6 +223,15 @@ class HVAE(Mechanism):
         """Return x `(B, *shape)`: latents, then the decoder's likelihood at the residual."""
         return self.decode(self.latents(u, parents), parents, u["residual"])
 
+    def infer(self, x: Tensor, parents: Parents) -> Noise:
+        """Return a draw of the latents' noise given x, without the residual."""
+        eps, _, _ = self._ascend(x, context(self, parents, len(x)))
+        return {"z": {str(n + 1): e for n, e in enumerate(eps)}}
+
+    def expect(self, u: Noise, parents: Parents) -> Tensor:
+        """Return E[x | z, pa] `(B, *shape)`: the value without its residual."""
+        return self.decode(self.latents(u, parents), parents)
+
     def abduct(self, x: Tensor, parents: Parents) -> Noise:
         """Draw every group's noise from the encoder, coarse to fine, then the residual."""
         c = context(self, parents, len(x))

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ Formulation = Literal["conditioned", "residual"]
 RESIDUAL = "residual"  # the part of the noise that a first stage leaves to the refiner
 
 
-def infer(mechanism: Mechanism, x: Tensor, parents: Parents) -> Noise:
+def infer(mechanism: Any, x: Tensor, parents: Parents) -> Noise:
     """Return a draw of a mechanism's noise given x, but for its residual.
 
     By the mechanism's own `infer(x, parents)` if it has one.
@@ -63,7 +63,7 @@ def infer(mechanism: Mechanism, x: Tensor, parents: Parents) -> Noise:
     return {k: u for k, u in mechanism.abduct(x, parents).items() if k != RESIDUAL}
 
 
-def expect(mechanism: Mechanism, u: Noise, parents: Parents, rows: int) -> Tensor:
+def expect(mechanism: Any, u: Noise, parents: Parents, rows: int) -> Tensor:
     """Return a mechanism's value without its residual, `(rows, *shape)`.
 
     By the mechanism's own `expect(u, parents)` if it has one; where it has none, and is no VAE, its
@@ -76,8 +76,7 @@ def expect(mechanism: Mechanism, u: Noise, parents: Parents, rows: int) -> Tenso
         True
     """
     if hasattr(mechanism, "expect"):
-        value: Tensor = mechanism.expect(u, parents)
-        return value
+        return mechanism.expect(u, parents)  # type: ignore[no-any-return]
     if isinstance(mechanism, VAE):
         return mechanism.likelihood.mean(mechanism.decode(u["z"], parents))
     zero = mechanism.origin.new_zeros(rows, *mechanism.variable.shape)
