@@ -51,7 +51,8 @@ def module_hashes() -> dict[str, str]:
 def is_index(path: Path, tree: ast.Module) -> bool:
     """Tell whether a package's file only names what stands in others."""
     plain = ast.Import | ast.ImportFrom | ast.Expr | ast.Assign
-    return path.parent.parent == SOURCE or all(isinstance(node, plain) for node in tree.body)
+    body = [line for node in tree.body for line in getattr(node, "body", [node])]
+    return path.parent.parent == SOURCE or all(isinstance(node, plain) for node in body)
 
 
 def code_hash(modules: list[str], hashes: dict[str, str]) -> str:
