@@ -2,7 +2,7 @@
 
 A run calls `Record(...)`, adds rows and claims, and saves `benchmarks/results/<name>.json`: the
 command, seeds, versions, machine, and a hash of the package's code that it ran on (the syntax trees
-of the modules it imported, without docstrings and without indexes, which only name what stands
+of the modules it imported, without docstrings, cards and indexes, which only tell of what stands
 elsewhere: a changed comment or a new public name does not make a proof stale).
 
     python benchmarks/record.py          writes docs/proof.md anew; stale results are marked
@@ -30,22 +30,29 @@ VERSIONS = ("subjunctive", "torch", "zuko", "numpy", "scipy", "scikit-image", "s
 
 
 def module_hashes() -> dict[str, str]:
-    """Return module -> a hash of its syntax tree without docstrings; indexes are left out."""
+    """Return module -> a hash of its syntax tree without docstrings and cards; no indexes."""
     hashes = {}
     for path in sorted(SOURCE.rglob("*.py")):
         tree = ast.parse(path.read_text())
         if path.name == "__init__.py" and is_index(path, tree):
             continue
         for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-                value = body[0].value
-                if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                    node.body = body[1:]  # type: ignore[attr-defined]
+            if isinstance(body := getattr(node, "body", None), list):
+                node.body = [n for n in body if not tells(n)]  # type: ignore[attr-defined]
         parts = path.relative_to(SOURCE).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         hashes[name] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
     return hashes
+
+
+def tells(node: ast.stmt) -> bool:
+    """Tell whether a statement is a docstring or a card, on which nothing measured hangs."""
+    match node:
+        case ast.Expr(value=ast.Constant(value=str())):
+            return True
+        case ast.Assign(targets=[ast.Name(id="card")]):
+            return True
+    return False
 
 
 def is_index(path: Path, tree: ast.Module) -> bool:

@@ -315,6 +315,6 @@ class VAE(Mechanism):
         needs="a continuous node and its parents' values",
         abduction="approximate",
         tolerance=2e-6,
-        of=(24,),
+        of=(24, 28),
         example=_example,
     )
