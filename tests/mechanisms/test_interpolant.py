@@ -72,7 +72,9 @@ BASES = {"independent": (0.0, 1.0), "coupled": (1.0, 1.0), "tight": (1.0, 0.5), 
 
 
 @pytest.mark.parametrize(
-    ("base", "schedule"), [*((b, None) for b in BASES), ("tight", Cosine(1e-3))], ids=str
+    ("base", "schedule"),
+    [*((b, None) for b in BASES), ("tight", Cosine(1e-3))],
+    ids=[*BASES, "tight, cosine"],
 )
 def test_the_closed_form_field_carries_every_base_to_the_target(base, schedule):
     x, parents = truth(1000)
