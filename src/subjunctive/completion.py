@@ -125,7 +125,7 @@ def _coverage(scm: SCM, seen: dict[str, Tensor]) -> dict[str, Tensor]:
             raise ValueError(
                 f"{int((unseen & ~ready & below).sum())} rows miss {name!r} but saw a node below "
                 f"it, which says something about it: give its value, or build the SCM with an "
-                f"encoder that covers {name!r}"
+                f"encoder that covers {name!r}, such as encoders.Regression; CausalDiffAE has one"
                 + (f" (the one here needs {encoder.inputs})" if encoder is not None else "")
             )
         coverage[name] = ready

@@ -283,8 +283,8 @@ class SCM(nn.Module):
                 counted = batch.mask(name) if drawn is None else batch.mask(name) | drawn
                 if not isinstance(mechanism, Density):
                     raise ValueError(
-                        f"log_prob needs every density; {name!r} is a "
-                        f"{type(mechanism).__name__}, which has none"
+                        f"log_prob needs every density; {name!r} is a {type(mechanism).__name__}, "
+                        "which has none: give it a flow, a RealNVP if it is an image; see Density"
                     )
                 term = mechanism.log_prob(
                     value, {p: completion.values[p] for p in self.graph.parents(name)}

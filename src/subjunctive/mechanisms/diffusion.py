@@ -117,7 +117,8 @@ class Diffusion(Mechanism):
         super().__init__(variable, parents)
         if (encoder is None) != (code == 0):
             raise ValueError(
-                f"{variable.name!r} has code={code} and encoder={encoder}: give both or none"
+                f"{variable.name!r} has code={code} and encoder={type(encoder).__name__}: a code "
+                "needs an encoder and 1 number or more, or neither"
             )
         for name, share in (("drop", drop), ("anchor", anchor)):
             if not 0 <= share <= 1:
