@@ -201,7 +201,7 @@ def main() -> None:
     plain = {"epochs": 7, "batch": 64}
     given = [f"--{k} {getattr(a, k)}" for k, v in plain.items() if getattr(a, k) != v]
     record = Record(
-        "vae_speed",
+        "vae-speed",
         "Training a VAE, beside pythae",
         f"Real digits, 28 x 28, the same networks and loss, batches of {a.batch}, float32, one "
         "thread each, an epoch in turn: the median of the CPU time of "
