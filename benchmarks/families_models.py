@@ -35,7 +35,7 @@ from subjunctive.models import CausalDiffAE
 from subjunctive.scm import SCM
 from subjunctive.variable import Batch, Variable
 
-LEVELS, STEPS = 256, 20  # grey values of a pixel; steps of a sampler
+LEVELS, STEPS = 256, 10  # grey values of a pixel; steps of a sampler
 WIDTHS = (24, 48, 96)  # of the convolutions of a VAE: as many parameters as the diffusion's, about
 CODES: dict[str, dict[str, Any]] = {  # settled on validation rows, by `demo` and `proof/pendulum`
     "morpho": {"code": 64},
