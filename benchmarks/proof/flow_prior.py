@@ -257,9 +257,9 @@ def claims(record: Record) -> None:
                      at_most=False)  # fmt: skip
     for name in (OURS, LIKELY):
         for rival in (KL, TOLD, CRITIC):
-            for what, asked in (("energy", 0.0), ("MMD", None)):
+            for what in ("energy", "MMD"):
                 more = gap(lambda m, w=what: column("digits", m, w), rival, name)
-                bound = asked if name == OURS else None
+                bound = 0.0 if name == OURS and (what == "energy" or rival != TOLD) else None
                 record.claim(f"digits: {what} from latents to target, {rival} less {name}", more,
                              bound, at_most=False)  # fmt: skip
         ratio = [

@@ -9,8 +9,13 @@ if TYPE_CHECKING:
     from subjunctive.diffusion.denoise import Denoiser as Denoiser
     from subjunctive.diffusion.energy import Guided as Guided
     from subjunctive.diffusion.energy import energy_guided as energy_guided
+    from subjunctive.diffusion.gaussian import GaussianData as GaussianData
+    from subjunctive.diffusion.gaussian import HeadStart as HeadStart
+    from subjunctive.diffusion.gaussian import plane as plane
     from subjunctive.diffusion.guide import guided as guided
     from subjunctive.diffusion.guide import guided_together as guided_together
+    from subjunctive.diffusion.multistep import Multistep as Multistep
+    from subjunctive.diffusion.reuse import Reused as Reused
     from subjunctive.diffusion.sample import DDIM as DDIM
     from subjunctive.diffusion.sample import Ancestral as Ancestral
     from subjunctive.diffusion.sample import Heun as Heun
