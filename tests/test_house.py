@@ -15,6 +15,7 @@ ROOT = Path(subjunctive.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in FILES}
 FACES = {
+    "bench",
     "plot",
     "app",
     "cli",

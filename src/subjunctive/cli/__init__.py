@@ -7,6 +7,7 @@ the user's is one line on standard error and exit code 2; `--debug` shows where 
 from subjunctive.cli import make as make  # the order here is the order of `--help`
 
 from subjunctive.cli import ask as ask  # isort: skip
+from subjunctive.cli import bench as bench  # isort: skip
 from subjunctive.cli import catalogue as catalogue  # isort: skip
 from subjunctive.cli.app import app as app
 from subjunctive.cli.catalogue import renewed as renewed

@@ -10,6 +10,7 @@ from subjunctive.data.images import Images as Images
 from subjunctive.data.morpho import MorphoDigits as MorphoDigits
 from subjunctive.data.oracle import Oracle as Oracle
 from subjunctive.data.pendulum import Pendulum as Pendulum
+from subjunctive.data.random_scm import RandomSCM as RandomSCM
 from subjunctive.data.stream import Stream as Stream
 from subjunctive.data.table import Table as Table
 from subjunctive.data.tabular import Linear as Linear

@@ -7,6 +7,7 @@ them; nothing goes through pyplot's global state. Save a picture by `axes.figure
 from subjunctive.plot.bars import evaluation as evaluation
 from subjunctive.plot.bars import mediation as mediation
 from subjunctive.plot.bars import strengths as strengths
+from subjunctive.plot.critical import ranks as ranks
 from subjunctive.plot.curves import training as training
 from subjunctive.plot.diagram import graph as graph
 from subjunctive.plot.pictures import grid as grid
