@@ -93,6 +93,16 @@ def test_the_walls_of_the_test_itself_stand():
     assert "identify" in set(imports(ROOT / "query.py"))
 
 
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_no_name_of_a_lazy_index_is_its_modules_own(room):
+    """Python binds a submodule that was imported in the index, where the name would stand."""
+    path = ROOT / room / "__init__.py"
+    if "lazy(__name__)" in path.read_text():
+        lines = [n for n in ast.walk(TREES[path]) if isinstance(n, ast.ImportFrom)]
+        taken = {a.asname for n in lines for a in n.names} & {p.stem for p in path.parent.glob("*")}
+        assert not taken, f"{taken}: import these at once, or rename the module"
+
+
 @pytest.mark.parametrize("path", FILES, ids=ids(FILES))
 def test_files_are_small(path):
     assert len(path.read_text().splitlines()) <= 400

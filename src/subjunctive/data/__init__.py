@@ -6,12 +6,21 @@ Simulators of images also have `.measure(images)`, which reads attributes from p
 rows come in by `Table` and `Images`, those that memory does not hold by `Stream`.
 """
 
-from subjunctive.data.images import Images as Images
-from subjunctive.data.morpho import MorphoDigits as MorphoDigits
-from subjunctive.data.oracle import Oracle as Oracle
-from subjunctive.data.pendulum import Pendulum as Pendulum
-from subjunctive.data.random_scm import RandomSCM as RandomSCM
-from subjunctive.data.stream import Stream as Stream
-from subjunctive.data.table import Table as Table
-from subjunctive.data.tabular import Linear as Linear
-from subjunctive.data.tabular import Nonlinear as Nonlinear
+from typing import TYPE_CHECKING
+
+from subjunctive.index import lazy
+
+if TYPE_CHECKING:
+    from subjunctive.data.cells import GeneCells as GeneCells
+    from subjunctive.data.images import Images as Images
+    from subjunctive.data.morpho import MorphoDigits as MorphoDigits
+    from subjunctive.data.oracle import Oracle as Oracle
+    from subjunctive.data.pendulum import Pendulum as Pendulum
+    from subjunctive.data.perturb import Papalexi as Papalexi
+    from subjunctive.data.random_scm import RandomSCM as RandomSCM
+    from subjunctive.data.stream import Stream as Stream
+    from subjunctive.data.table import Table as Table
+    from subjunctive.data.tabular import Linear as Linear
+    from subjunctive.data.tabular import Nonlinear as Nonlinear
+
+__getattr__, __dir__, __all__ = lazy(__name__)

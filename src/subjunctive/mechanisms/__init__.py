@@ -6,6 +6,8 @@ from subjunctive.index import lazy
 
 if TYPE_CHECKING:
     from subjunctive.mechanisms.additive import AdditiveNoise as AdditiveNoise
+    from subjunctive.mechanisms.counts import NegativeBinomial as NegativeBinomial
+    from subjunctive.mechanisms.counts import ZeroInflated as ZeroInflated
     from subjunctive.mechanisms.discrete import Categorical as Categorical
     from subjunctive.mechanisms.discrete import Ordinal as Ordinal
     from subjunctive.mechanisms.domains import Domains as Domains
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from subjunctive.mechanisms.realnvp import RealNVP as RealNVP
     from subjunctive.mechanisms.refined import Refined as Refined
     from subjunctive.mechanisms.ridge import Ridge as Ridge
+    from subjunctive.mechanisms.silent import Silent as Silent
     from subjunctive.mechanisms.tied import Tied as Tied
     from subjunctive.mechanisms.vae import VAE as VAE
     from subjunctive.mechanisms.vae import GaussianMixture as GaussianMixture

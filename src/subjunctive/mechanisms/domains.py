@@ -159,8 +159,11 @@ class Domains(Mechanism):
         """Return each domain's mechanism, the rows that it makes, and its parents in these."""
         check_parents(self, parents, rows)
         found: list[Part] = []
+        which: dict[Mechanism, list[int]] = {}
         for code, mechanism in enumerate(self.mechanisms):
-            index = (parents[self.by] == code).nonzero()[:, 0]
+            which.setdefault(mechanism, []).append(code)
+        for mechanism, codes in which.items():  # one that many categories share is run once
+            index = torch.isin(parents[self.by], parents[self.by].new_tensor(codes)).nonzero()[:, 0]
             if len(index):
                 given = {p.name: parents[p.name][index] for p in mechanism.parents}
                 found.append((mechanism, index, given))

@@ -24,6 +24,12 @@ from subjunctive.metrics.evaluate import table as table
 from subjunctive.metrics.exogeneity import Exogeneity as Exogeneity
 from subjunctive.metrics.exogeneity import exogeneity as exogeneity
 from subjunctive.metrics.exogeneity import residual_share as residual_share
+from subjunctive.metrics.population import bimodality as bimodality
+from subjunctive.metrics.population import change_r2 as change_r2
+from subjunctive.metrics.population import changed_most as changed_most
+from subjunctive.metrics.population import e_distance as e_distance
+from subjunctive.metrics.population import gaussian_mmd as gaussian_mmd
+from subjunctive.metrics.population import wasserstein as wasserstein
 from subjunctive.metrics.predictors import Predictor as Predictor
 from subjunctive.metrics.predictors import fit_predictor as fit_predictor
 from subjunctive.metrics.realism import frechet as frechet

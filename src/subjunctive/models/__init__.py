@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from subjunctive.index import lazy
 
 if TYPE_CHECKING:
+    from subjunctive.models.bridge import Bridge as Bridge
     from subjunctive.models.causal_diffae import CausalDiffAE as CausalDiffAE
     from subjunctive.models.cycle_diffusion import CycleDiffusion as CycleDiffusion
     from subjunctive.models.cycle_diffusion import with_sampler as with_sampler

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from subjunctive.nn.decoder import ConvDecoder as ConvDecoder
     from subjunctive.nn.ladder import Ladder as Ladder
     from subjunctive.nn.mlp import MLP as MLP
+    from subjunctive.nn.propagate import Expressed as Expressed
+    from subjunctive.nn.propagate import Knocked as Knocked
+    from subjunctive.nn.propagate import Propagate as Propagate
     from subjunctive.nn.residual import Residual as Residual
     from subjunctive.nn.timed import Timed as Timed
     from subjunctive.nn.unet import UNet as UNet
