@@ -7,6 +7,7 @@ from scipy import special, stats
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Normal
 
+from subjunctive.mechanism import seeded
 from subjunctive.mechanisms import (
     Bernoulli,
     DiscretisedGaussian,
@@ -165,6 +166,22 @@ def test_a_bit_that_is_all_but_impossible_comes_back():
     assert r.isfinite().all()
     assert torch.equal(Bernoulli()(h, r), x)
     assert torch.allclose(Bernoulli().log_prob(h, x)[2:5], -h[2:5, 0])
+
+
+@pytest.mark.parametrize("clear", [None, 0.0], ids=["clear", "broken twin: up to the threshold"])
+@pytest.mark.parametrize("cls", [Bernoulli, *DISCRETE])
+def test_last_digits_of_the_decoder_move_no_level(cls, clear, monkeypatch):
+    """Convolutions differ by some 1e-6 from batch to batch: abduct in one, predict in another."""
+    if clear is not None:
+        monkeypatch.setattr("subjunctive.mechanisms.likelihood.CLEAR", clear)
+    likelihood = cls(low=-1.0, high=1.0)
+    with seeded(0):
+        h = torch.randn(2_000_000, likelihood.width)
+        h[:, 1:] -= 5  # scales of a cell or less
+        x = likelihood(h, likelihood.prior(torch.zeros(())).sample((len(h),)))
+        moved = h + 1e-5 * (torch.rand_like(h) - 0.5)
+        changed = likelihood(moved, likelihood.abduct(h, x)) != x
+    assert bool(changed.any()) == (clear is not None)
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, "learned", "predicted"])

@@ -12,7 +12,8 @@ says which of these it is:
 with levels v_0 < ... < v_{K-1}, evenly spaced, and t_k = ((v_{k-1} + v_k) / 2 - m) / s, open at
 both ends: the level next to m + s r. This is the levels' inverse CDF at a uniform noise F(r), told
 by r, which in float32 reaches far into the tails. Forward and abduction compare r with thresholds
-that are computed alike, hence what was abducted gives x again, always.
+that are computed alike. A decoder's last digits hang on the batch that a row is in; so what is
+abducted keeps clear of the thresholds, and gives x again.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from torch.nn import functional as F
 
 from subjunctive.mechanisms.truncated import LogisticNoise, NormalNoise, Symmetric
 from subjunctive.variable import Variable, nearest
+
+CLEAR = 2.0**-10  # of a cell, at either end: what is abducted comes no nearer to the next level
 
 
 def soft(raw: Tensor, low: float, high: float) -> Tensor:
@@ -218,9 +221,11 @@ class Bernoulli(Levels):
         return self.value((r > -h[:, 0]).to(r.dtype))
 
     def abduct(self, h: Tensor, x: Tensor) -> Tensor:
-        """Return logistics that are cut off at -l."""
+        """Return logistics that are cut off at -l, clear of it by `CLEAR`."""
         up, cut = self.level(x) > 0, -h[:, 0]
-        return self.noise.between(torch.where(up, cut, -torch.inf), torch.where(up, torch.inf, cut))
+        clear = CLEAR / 64 * (1 + cut.abs())
+        low = torch.where(up, cut + clear, -torch.inf)
+        return self.noise.between(low, torch.where(up, torch.inf, cut - clear))
 
     def log_prob(self, h: Tensor, x: Tensor) -> Tensor:
         """Return log sigmoid(l) where x is high, log sigmoid(-l) where it is low, summed."""
@@ -280,9 +285,11 @@ class Discretised(Levels):
         return self.value(k)
 
     def abduct(self, h: Tensor, x: Tensor) -> Tensor:
-        """Return noise within the cell of x."""
+        """Return noise within the cell of x, clear of its ends by `CLEAR`."""
         (loc, scale), k = self._split(h), self.level(x)
-        return self.noise.between(self._edge(k, loc, scale), self._edge(k + 1, loc, scale))
+        low, high = self._edge(k, loc, scale), self._edge(k + 1, loc, scale)
+        clear = CLEAR * self.step / scale
+        return self.noise.between(low + clear, high - clear)
 
     def log_prob(self, h: Tensor, x: Tensor) -> Tensor:
         """Return log P(t_k < r <= t_{k+1}), summed over the entries."""
