@@ -243,7 +243,8 @@ class SCM(nn.Module):
                 if not isinstance(mechanism, Density):
                     raise ValueError(
                         f"conditioning on {name!r} needs its density, which "
-                        f"{type(mechanism).__name__} has not; condition on other nodes"
+                        f"{type(mechanism).__name__} has not; condition on other nodes, or give it "
+                        "a flow, a RealNVP if it is an image"
                     )
                 values[name] = clamped[name]
                 noise[name] = mechanism.abduct(values[name], parents)
@@ -320,7 +321,8 @@ class SCM(nn.Module):
             if drawn is not None and bool(drawn.any()):
                 if not isinstance(mechanism, Density):
                     raise ValueError(
-                        f"{name!r} is missing in some rows: its mechanism must be a Density"
+                        f"{name!r} is missing in some rows: its mechanism must be a Density, such "
+                        "as ConditionalFlow, or RealNVP for an image"
                     )
                 gap = done.log_q[name] - mechanism.log_prob(value, parents)
                 terms[f"{name}.kl"] = torch.where(drawn, beta * gap, zero)

@@ -194,7 +194,7 @@ def _mechanism(model: Model, node: str) -> Any:
         raise ValueError(
             f"{node + LATENTS!r} asks for a first stage of {node!r}, which {kind} lacks; it "
             "takes an SCM and a mechanism with latents(u, parents) and decode(z, parents, "
-            "residual): name nodes between treatment and outcome"
+            "residual), such as HVAE: or name nodes between treatment and outcome"
         )
     return mechanism
 

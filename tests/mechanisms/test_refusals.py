@@ -9,6 +9,7 @@ from subjunctive.mechanisms import VAE, ConditionalFlow, Known, LinearGaussian, 
 from subjunctive.models import CausalDiffAE
 from subjunctive.query import counterfactual
 from subjunctive.scm import SCM
+from subjunctive.unit_effect import unit_mediation
 from subjunctive.variable import Batch, Variable
 
 T, X, Y = Variable("t"), Variable("x", (1, 8, 8), loc=0.5, scale=0.5), Variable("y")
@@ -25,6 +26,10 @@ def test_a_likelihood_that_a_vae_has_not_is_refused_and_a_flow_gives_it():
     with pytest.raises(ValueError, match=r"'x' is a VAE, which has none: .*RealNVP"):
         scm(vae).log_prob(Batch(ROWS))
     assert scm(flow).log_prob(Batch(ROWS)).isfinite().all()
+    one = {"x": ROWS["x"][:1]}
+    with pytest.raises(ValueError, match=r"'x' needs its density, which VAE has not.*RealNVP"):
+        scm(vae).condition(one, 2)
+    assert scm(flow).condition(one, 2)[1].isfinite().all()
 
 
 def test_an_unseen_cause_of_what_was_seen_needs_an_encoder_which_causal_diffae_has():
@@ -42,10 +47,17 @@ def test_an_unseen_cause_of_what_was_seen_needs_an_encoder_which_causal_diffae_h
 def test_a_formula_without_inverse_is_refused_and_a_flow_abducts():
     rows, graph = {"t": torch.randn(3), "y": torch.randn(3)}, Graph.parse("t -> y")
     formula = Known(Y, [T], fn=lambda u, parents: parents["t"] + u)
-    with pytest.raises(ValueError, match=r"'y' cannot be abducted.*inverse=g"):
+    with pytest.raises(ValueError, match=r"'y' cannot be abducted.*inverse=g.*ConditionalFlow"):
         counterfactual(SCM(graph, {"t": LinearGaussian(T), "y": formula}), rows, {"t": 1.0})
     fitted = SCM(graph, {"t": LinearGaussian(T), "y": ConditionalFlow(Y, [T])})
     assert counterfactual(fitted, rows, {"t": 1.0})["y"].isfinite().all()
+
+
+def test_latents_that_a_vae_has_not_mediate_nothing_and_the_hvae_has_them():
+    with seeded(0):
+        vae = VAE.of(X, [T], latent=2, widths=(8, 8))
+    with pytest.raises(ValueError, match=r"first stage of 'x', which VAE lacks.*such as HVAE"):
+        unit_mediation(scm(vae), Batch(ROWS), "t", "x", "x.latents", 1.0)
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")

@@ -122,7 +122,9 @@ class Known(Mechanism):
         if self.inverse is None:
             raise ValueError(
                 f"{self.variable.name!r} cannot be abducted: its Known mechanism has no inverse; "
-                "give Known(..., inverse=g) with u = g(x, parents), or a draw of it"
+                "give Known(..., inverse=g) with u = g(x, parents), or a draw of it; or take a "
+                "family that abducts: AdditiveNoise or ConditionalFlow for a number, Categorical "
+                "or Ordinal for categories, VAE, HVAE, RealNVP or Diffusion for an image"
             )
         check(x, self.variable)
         check_parents(self, parents, len(x))
