@@ -14,11 +14,12 @@ start e is drawn from its prior and whose code c from the encoder,
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from subjunctive.mechanism import Density, Mechanism, Parents
+from subjunctive.mechanism import Parents
 from subjunctive.mechanisms import Quantised
 from subjunctive.mechanisms.diffusion import Diffusion
 from subjunctive.mechanisms.likelihood import Levels
@@ -33,33 +34,29 @@ def diffusion_bound(mechanism: Diffusion, x: Tensor, parents: Parents) -> Tensor
         mean, log_variance = mechanism.posterior(x)
         code = mean + torch.exp(log_variance / 2) * torch.randn_like(mean)
         kl = (mean.square() + log_variance.exp() - log_variance - 1).sum(1) / 2
-    start = torch.randn_like(x)
-    m = mechanism.denoise(parents, code, len(x))(start, x.new_ones(len(x)))
+    m = mechanism.denoise(parents, code, len(x))(torch.randn_like(x), x.new_ones(len(x)))
     scale = mechanism.log_scale
     square = ((x - m) * torch.exp(-scale)).square() + math.log(2 * math.pi)
     return -(square / 2 + scale).flatten(1).sum(1) - kl
 
 
-def nats(mechanism: Mechanism, x: Tensor, parents: Parents, levels: int = 256) -> Tensor | None:
-    """Return a lower bound on log P(x | parents) of standardised levels, one draw, `(B,)`.
+def bits(mechanism: Any, x: Tensor, parents: Parents, levels: int = 256) -> Tensor | None:
+    """Return an upper bound on the bits of a number of standardised levels, one draw, `(B,)`.
 
     None where the mechanism has no bound.
     """
     v = mechanism.variable
-    if v.low is None or v.high is None:
-        raise ValueError(f"{v.name!r} needs low and high, the ends of its {levels} levels")
-    width = (v.high - v.low) / v.scale / (levels - 1)
     if isinstance(mechanism, Quantised):
-        return -mechanism.bits(x, parents) * v.width * math.log(2)
+        return mechanism.bits(x, parents)
     if isinstance(getattr(mechanism, "likelihood", None), Levels):
-        found: Tensor = mechanism.bound(x, parents)  # type: ignore[operator]
-        return found
-    drawn = x + width * (torch.rand_like(x) - 0.5)
-    if isinstance(mechanism, Density):
-        log_p: Tensor | None = mechanism.log_prob(drawn, parents)
-    elif isinstance(mechanism, Diffusion):
-        log_p = diffusion_bound(mechanism, drawn, parents)
+        log_p: Tensor | None = mechanism.bound(x, parents)
     else:
-        bound = getattr(mechanism, "bound", None)
-        log_p = None if bound is None else bound(drawn, parents)
-    return None if log_p is None else log_p + v.width * math.log(width)
+        width = (v.high - v.low) / v.scale / (levels - 1)
+        drawn = x + width * (torch.rand_like(x) - 0.5)
+        if isinstance(mechanism, Diffusion):
+            log_p = diffusion_bound(mechanism, drawn, parents)
+        else:
+            bound = getattr(mechanism, "bound", None)
+            log_p = None if bound is None else bound(drawn, parents)
+        log_p = None if log_p is None else log_p + v.width * math.log(width)
+    return None if log_p is None else -log_p / (v.width * math.log(2))

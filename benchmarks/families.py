@@ -2,21 +2,24 @@
 
 Each family is trained on the same rows for the same CPU time, which holds the choice of the better
 of two learning rates on validation rows (`budget.py`), a thread each; the labels' flows are trained
-once a seed and shared. Pictures have 256 levels. All are asked the same questions by
-`metrics.evaluate`, beside the true model and the trivial answers. Finished parts lie in a folder
-(`--keep`); a run that was ended goes on from there, and so does one with a family more.
+once a seed, for a quarter of it, and shared. Pictures have 256 levels. All are asked the same
+questions by `metrics.evaluate`, beside the true model and the trivial answers. Every part of the
+work is kept once it is done, in a folder (`--keep`): a run that was ended goes on from there, and
+so does one with a family more. A part that fails is named in the record, and tried again next time.
 
-    python benchmarks/families.py --seconds 120 --seeds 0 1 2 --jobs 2 --keep FOLDER
+    python benchmarks/families.py --seconds 25 --seeds 0 1 2 --jobs 2
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import inspect
 import json
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -24,45 +27,58 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import pandas
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bits import nats
-from budget import trained
+import bits
+import budget
+import families_ask
+from families_ask import compact, cost, largest_null, likelihood, peak
 from families_models import (
-    DIFFUSION,
+    DIFFAE,
+    DPM,
     FAMILIES,
     FLOW,
-    LADDER,
+    HIERARCHY,
     LOGISTIC,
     STEPS,
     assemble,
     label_model,
     label_names,
-    largest_null,
     load,
     settings,
     trainee,
-    values,
 )
 from record import Record, code_hash, is_stale
-from timing import timed
 
-from subjunctive.mechanism import seeded
 from subjunctive.metrics.evaluate import evaluate
 from subjunctive.metrics.predictors import predictor_for
-from subjunctive.query import counterfactual
-from subjunctive.variable import Batch
 
 RATES = (1.5e-3, 4e-3)
-BATCH, ASKED = 64, 64  # rows of a training step; rows whose counterfactuals are timed
+BATCH, ASKED = 64, 32  # rows of a training step; rows whose counterfactuals are timed
 LABELS, FLAT, READER, TRIVIAL = "labels", "labels, no arrows", "reader", "trivial"
 TITLES = {"morpho": "MorphoDigits", "pendulum": "Pendulum"}
-DOS = {"morpho": ("thickness", "intensity"), "pendulum": ("angle", "light", "length", "position")}
 FULL = {True: LABELS, False: FLAT}  # arrows -> what the labels' flows are called
+TABLE = [
+    *("effectiveness", "distance", "changed", "composition", "redrawn", "reversibility"),
+    *("minimality", "identity gap", "Frechet", "R2", "R2, null", "misfit", "share", "agreement"),
+    *("bits", "null", "seconds", "parameters", "evaluations", "ms", "MB"),
+]
+ABOUT = (
+    "Every family in the same SCM, 32 x 32, 256 levels, {seconds:g} CPU-seconds of training each, "
+    "choice of the rate included; {rows} held-out rows, targets from the training marginals, means "
+    "over interventions. effectiveness: error of all labels, read from the picture, in training "
+    "standard deviations. distance: mean absolute error (of 1) of pixels to the truth; changed: "
+    "where the picture truly changes. composition, redrawn (pixels' noise drawn anew), "
+    "reversibility: pixels. identity gap: accuracy of a classifier above its own on the truth. R2: "
+    "how well the image's noise tells a label, the worst part and label, beside its null; misfit: "
+    "of that noise to its prior, the worst part. share: of the picture's variance that hangs on "
+    "the pixels' noise. bits: of a number of held-out pictures, at most. null: largest change of a "
+    "pixel (of 1) by doing nothing, parents as seen. seconds: of training. evaluations of the "
+    "decoder, CPU ms and peak MB of a counterfactual."
+)
 
 
 @dataclass(frozen=True)
@@ -83,165 +99,89 @@ class Task:
         plain = "-".join(str(w).lower().replace(", ", "-").replace(" ", "-") for w in words)
         return Path(self.keep, f"{plain}.{ending}")
 
+    def needs(self) -> list[Path]:
+        """Return the results that this one stands on."""
+        if self.what != "judge":
+            return []
+        names, family = [], FAMILIES.get(self.name)
+        if family is not None:
+            names = [FULL[family.arrows], family.weights or self.name]
+        paths = [self.path("json", "train", n) for n in names]
+        return [self.path("json", "read", READER), *paths]
+
     def key(self) -> str:
         """Return a hash of all that the result hangs on, but the code of the package."""
-        family = FAMILIES.get(self.name)
-        own = {k: v for k, v in asdict(self).items() if k != "keep"}
-        told = [str(own | ({} if self.what == "judge" else {"rows": 0})), settings(family)]
-        if self.what == "judge":
-            before = [self.path("json", "read", READER)]
-            if family is not None:
-                names = (FULL[family.arrows], family.weights or self.name)
-                before += [self.path("json", "train", n) for n in names]
-            told += [str([json.loads(p.read_text())[k] for k in ("key", "code")]) for p in before]
+        own = asdict(self) | {"keep": "", "rows": self.rows if self.what == "judge" else 0}
+        told = [str(own), settings(FAMILIES.get(self.name))]
+        told += [inspect.getsource(part) for part in SOURCES[self.what]]
+        for path in self.needs():
+            before = json.loads(path.read_text())
+            told.append(before["key"] + before["code"])
         return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
 
 
 def train(task: Task) -> dict[str, Any]:
     """Fit a family's image mechanism, or the labels' flows, for a CPU time."""
-    data = load(task.data, task.seed)
-    if task.name in FAMILIES:
-        build: Callable[[], nn.Module] = lambda: trainee(data, FAMILIES[task.name])  # noqa: E731
-        names, batch = data.graph.nodes, BATCH
-    else:
-        build, names, batch = lambda: label_model(data, task.name == LABELS), label_names(data), 256
-    train, valid = (rows.only(names) for rows in (data.train, data.valid))
+    data, family = load(task.data, task.seed), FAMILIES.get(task.name)
+
+    def build() -> nn.Module:
+        return label_model(data, task.name == LABELS) if family is None else trainee(data, family)
+
+    names = label_names(data) if family is None else data.graph.nodes
+    share, batch = (0.25, 256) if family is None else (1.0, BATCH)
+    rows, valid = data.train.only(names), data.valid.only(names)
     before = peak(reset=True)
-    done = trained(build, train, valid, task.seconds, RATES, task.seed, batch_size=batch, ema=0.99,
-                   precision="bf16")  # fmt: skip
+    done = budget.trained(build, rows, valid, share * task.seconds, RATES, task.seed,
+                          batch_size=batch, ema=0.99, precision="bf16")  # fmt: skip
+    found = {"rate": done.rate, "steps": done.steps, "seconds": done.seconds, "tried": done.tried}
+    found |= {"parameters": sum(p.numel() for p in done.model.parameters())}
     save_file(done.model.state_dict(), task.path("safetensors"))
-    size = sum(p.numel() for p in done.model.parameters())
-    about = {"rate": done.rate, "steps": done.steps, "seconds": done.seconds, "parameters": size}
-    return about | {"training MB": peak() - before}
+    return found | {"training MB": peak() - before}
 
 
 def read(task: Task) -> dict[str, Any]:
     """Train the network that reads pictures for the metrics that need one; render the digits."""
-    data = load(task.data, task.seed)
-    network = predictor_for(data, "image", seed=task.seed)
+    network = predictor_for(load(task.data, task.seed), "image", seed=task.seed)
     save_file(network.state_dict(), task.path("safetensors"))
     return {}
 
 
-def peak(reset: bool = False) -> float:
-    """Return megabytes that this process has had at most, since the last reset."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
-def restored(task: Task, data: Any) -> tuple[Any, nn.Module]:
+def restored(task: Task, data: Any) -> tuple[Any, Any]:
     """Return a family's whole model and its part that makes the image, with their weights."""
     family = FAMILIES[task.name]
     labels, own = label_model(data, family.arrows), trainee(data, family)
     labels.load_state_dict(load_file(task.path("safetensors", "train", FULL[family.arrows])))
-    weights = load_file(task.path("safetensors", "train", family.weights or task.name))
-    own.load_state_dict(weights)
-    built = getattr(own, "mechanism", own)
-    return assemble(labels.eval(), built.eval()), built
-
-
-def cost(model: Any, built: nn.Module, network: str, rows: Batch, do: Any) -> dict[str, float]:
-    """Return what a counterfactual takes: evaluations, CPU milliseconds a row, peak megabytes."""
-    calls: list[int] = []
-    hook = built.get_submodule(network).register_forward_hook(lambda *_: calls.append(1))
-    counterfactual(model, rows[:2], {n: v[:2] for n, v in do.items()}, seed=0)
-    calls.clear()
-    before = peak(reset=True)
-    answer = counterfactual(model, rows, do, seed=0)
-    kept = sum(d.numel() * d.element_size() for d in answer.draws.values()) / 2**20
-    found = {"query MB": peak() - before - kept, "evaluations": len(calls)}
-    hook.remove()
-    _, spent, _ = timed(lambda: counterfactual(model, rows, do, seed=0), 3)
-    return found | {"ms": 1e3 * spent / len(rows)}
-
-
-@torch.no_grad()
-def likelihood(built: Any, data: Any) -> float | None:
-    """Return the bits of a number of a held-out picture, at most; None without a bound."""
-    if not hasattr(built, "prior"):
-        return None
-    total, own = [], built.variable
-    with seeded(0):
-        for i in torch.arange(len(data.test)).split(250):
-            inner = values(data.test[i], data.variables)
-            found = nats(built, inner["image"], {p.name: inner[p.name] for p in built.parents})
-            total.append(found)
-    if any(t is None for t in total):
-        return None
-    return -float(torch.cat(total).mean()) / (own.width * torch.log(torch.tensor(2.0)).item())
+    own.load_state_dict(load_file(task.path("safetensors", "train", family.weights or task.name)))
+    built = getattr(own, "mechanism", own).eval()
+    return assemble(labels.eval(), built), built
 
 
 def judge(task: Task) -> dict[str, Any]:
-    """Ask a family everything, or the trivial answers."""
-    data = load(task.data, task.seed)
+    """Ask a family everything, or the trivial answers; return rows, a method each."""
+    data, models = load(task.data, task.seed), {}
+    costs: dict[str, float | None] = {}
     reader = predictor_for(data, "image", seed=task.seed, steps=1)
     reader.load_state_dict(load_file(task.path("safetensors", "read", READER)))
-    found, models = {}, {}
     if task.name != TRIVIAL:
         model, built = restored(task, data)
-        first = data.test[torch.arange(ASKED)].only(model.graph.nodes)
+        models[task.name] = model
+        rows = data.test[torch.arange(ASKED)].only(model.graph.nodes)
         do = {n: data.train.values[n][:ASKED] for n in label_names(data)[:1]}
-        found = cost(model, built, FAMILIES[task.name].network, first, do)
-        some = data.test[torch.arange(task.rows)].only(model.graph.nodes)
-        found["null, largest"] = max(largest_null(model, some[i]) for i in
-                                     torch.arange(task.rows).split(ASKED))  # fmt: skip
-        inner = getattr(built, "mechanism", None)
-        if inner is not None:  # without the grid that hides small errors
-            own = assemble(model.ancestral(label_names(data)), inner)
-            found["null, no grid"] = largest_null(own, some[:ASKED])
-        found["bits"] = likelihood(built, data)
-        models = {task.name: model}
-    frame = evaluate(models, data, rows=task.rows, few=min(task.rows, 100), seed=task.seed,
+        costs |= cost(model, built, FAMILIES[task.name].network, rows, do)
+        costs |= largest_null(model, built, rows) | {"bits": likelihood(built, data)}
+    frame = evaluate(models, data, rows=task.rows, few=min(task.rows, 40), seed=task.seed,
                      predictor=reader, baselines=not models, progress=False)  # fmt: skip
     frame.to_csv(task.path("csv"), index=False)
-    kept = [task.name] if models else list(dict.fromkeys(frame.method))
-    rows = {n: compact(frame[frame.method == n], data) for n in kept}
-    return {"cost": found, "rows": rows}
+    kept = list(models) or list(dict.fromkeys(frame.method))
+    return {"rows": {n: compact(frame[frame.method == n], data) | costs for n in kept}}
 
 
-def compact(frame: pandas.DataFrame, data: Any) -> dict[str, float]:
-    """Return an evaluation in few numbers: means over interventions, and over labels.
-
-    `do(n)` is the error of all labels as read from the picture, in training standard deviations;
-    `do(n), own` that of the node itself, in its unit; both of targets within the training range.
-    """
-    inner, found = frame[frame.support != "outside"], {}
-
-    def mean(part: pandas.DataFrame, column: str = "value") -> float | None:
-        return float(part[column].mean()) if part[column].notna().any() else None
-
-    scale = {n: data.variables[n].scale for n in label_names(data)}
-    for place, part in (("", inner), (", outside", frame[frame.support == "outside"])):
-        read = part[part.metric == "effectiveness"]
-        read = read.assign(value=read.value / read.node.map(scale))
-        for n in scale:
-            found[f"do({n}){place}"] = mean(read[read.intervention == f"do({n})"])
-        found[f"changed{place}"] = mean(part[part.metric == "distance, changed"])
-    for n in scale:
-        own = inner[(inner.metric == "effectiveness") & (inner.node == n)]
-        found[f"do({n}), own"] = mean(own[own.intervention == f"do({n})"])
-    pictures = inner[inner.node == "image"]
-    for metric in (
-        *("distance", "distance, far", "composition", "composition, redrawn", "reversibility"),
-        *("minimality", "realism, Frechet", "realism, kernel", "agreement"),
-        *("agreement, own samples", "exogeneity, residual share"),
-    ):
-        found[metric] = mean(pictures[pictures.metric == metric])
-    for metric in ("ratio to copy", "ratio to copy and rescale"):
-        found[metric] = mean(pictures[pictures.metric == metric])
-    for metric in ("identity", "identity gap"):
-        found[metric] = mean(inner[inner.metric == metric])
-    parts = inner[inner.node.str.startswith("image")]
-    for name, start in (("R2", "exogeneity, R2"), ("misfit", "exogeneity, misfit")):
-        some = parts[parts.metric.str.startswith(start)]
-        worst = some.loc[[(some.value - some.floor).idxmax()]] if len(some) else some
-        found[name], found[f"{name}, null"] = mean(worst), mean(worst, "floor")
-    return {k: float(f"{v:.4g}") for k, v in found.items() if v is not None}
-
-
-WORK = {"train": train, "read": read, "judge": judge}
+WORK: dict[str, Callable[[Task], dict[str, Any]]] = {"train": train, "read": read, "judge": judge}
+SOURCES: dict[str, list[Any]] = {
+    "train": [train, budget],
+    "read": [read],
+    "judge": [judge, assemble, families_ask, bits],
+}
 
 
 def work(task: Task) -> dict[str, Any]:
@@ -251,24 +191,41 @@ def work(task: Task) -> dict[str, Any]:
     return found | {"modules": sorted(m for m in sys.modules if m.startswith("subjunctive"))}
 
 
-def done(tasks: list[Task], jobs: int, hashes: dict[str, str]) -> dict[Task, dict[str, Any]]:
-    """Do what is not kept already, and return all results; each is kept once it is there."""
+def done(
+    tasks: list[Task], jobs: int, hashes: dict[str, str], lost: dict[Task, str]
+) -> dict[Task, dict[str, Any]]:
+    """Do what is not kept already, and return all results; each is kept once it is there.
+
+    What cannot be done is added to `lost`, and so is what stands on it.
+    """
     from tqdm import tqdm
 
     found: dict[Task, dict[str, Any]] = {}
+    gone = {t.path("json") for t in lost}
     for task in tasks:
         path = task.path("json")
+        if gone & {*task.needs()}:
+            lost[task] = "what it stands on is not there"
+            continue
         old = json.loads(path.read_text()) if path.exists() else {}
         if old.get("key") == task.key() and not is_stale(old, hashes):
             found[task] = old
     with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
-        waiting = {pool.submit(work, t): t for t in tasks if t not in found}
+        waiting = {pool.submit(work, t): t for t in tasks if t not in found and t not in lost}
         try:
             for future in tqdm(as_completed(waiting), total=len(waiting)):
-                task, new = waiting[future], future.result()
+                task = waiting[future]
+                try:
+                    new = future.result()
+                except Exception as error:
+                    traceback.print_exception(error)
+                    lost[task] = f"{type(error).__name__}: {error}"
+                    continue
                 new["modules"] = [m for m in new["modules"] if m in hashes]
                 new |= {"key": task.key(), "code": code_hash(new["modules"], hashes)}
-                task.path("json").write_text(json.dumps(new))
+                part = task.path("part")
+                part.write_text(json.dumps(new))
+                part.replace(task.path("json"))
                 found[task] = new
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -276,104 +233,117 @@ def done(tasks: list[Task], jobs: int, hashes: dict[str, str]) -> dict[Task, dic
     return found
 
 
-def claims(record: Record) -> None:
-    """Add what the rows say: null interventions, exogeneity, bits."""
-
-    def column(key: str, name: str) -> list[float]:
-        rows = {r["seed"]: r for r in record.rows if r["family"] == name}
-        return [rows[s][key] for s in record.seeds if rows[s].get(key) is not None]
-
-    for name, family in FAMILIES.items():
-        for key, what in (("null, largest", ""), ("null, no grid", ", without its grid")):
-            if values := column(key, name):
-                said = f"null intervention: largest change of a pixel in [0, 1], {name}{what}"
-                record.claim(said, values, family.null)
-    for name in FAMILIES:
-        pairs = zip(column("R2", name), column("R2, null", name), strict=True)
-        if values := [r2 - null for r2, null in pairs]:
-            record.claim(f"R2 of a label from abducted noise less its null, {name}", values)
-    for name in FAMILIES:
-        if values := column("bits", name):
-            record.claim(f"bits of a number of held-out pictures, {name}", values)
-    pairs = zip(column("bits", LOGISTIC), column("bits", LADDER), strict=True)
-    record.claim(f"bits, {LOGISTIC} less {LADDER}", [a - b for a, b in pairs], 0.0, at_most=False)
-
-
-def table(name: str, a: argparse.Namespace, keep: str) -> Record:
-    """Do all work about one data set and return its record."""
-    plain = {"rows": 300}
-    given = [f"--{k} {getattr(a, k)}" for k, v in plain.items() if getattr(a, k) != v]
-    record = Record(
-        f"families-{name}",
-        f"Families of image mechanisms: {TITLES[name]}",
-        f"Every family in the same SCM, 32 x 32, 256 levels, {a.seconds:g} CPU-seconds of training "
-        f"each, choice of the rate included; {a.rows} held-out rows, targets from the training "
-        "marginals. do(n): error of all labels, read from the picture, in training standard "
-        "deviations. changed: mean absolute error (of 1) to the truth where the picture truly "
-        "changes. composition, reversibility: pixels. identity gap: accuracy of a classifier above "
-        "its own on the truth. R2: how well the image's noise tells a label, the worst part and "
-        "label, and its null. share: of the picture's variance that hangs on the pixels' noise. "
-        "evaluations of the decoder, CPU ms and peak MB of a counterfactual.",
-        f"python benchmarks/families.py --data {name} --seconds {a.seconds:g} --seeds "
-        + " ".join([*map(str, a.seeds), f"--jobs {a.jobs}", *given]),
-        f"families, {TITLES[name]}",
-        seeds=a.seeds,
-        group=["family"],
-        table=[*(f"do({n})" for n in DOS[name]), "changed", "composition", "reversibility",
-               *(["identity gap"] if name == "morpho" else []), "Frechet", "R2", "R2, null",
-               "share", "bits", "seconds", "parameters", "evaluations", "ms", "MB"],
-    )  # fmt: skip
-    hashes = record._hashes
+def fill(record: Record, a: argparse.Namespace, keep: str) -> None:
+    """Do all work and add its rows to the record."""
+    hashes, lost = record._hashes, dict[Task, str]()
 
     def tasks(what: str, *names: str) -> list[Task]:
-        return [Task(what, name, s, n, a.seconds, a.rows, keep) for s in a.seeds for n in names]
+        cells = [(data, seed) for data in a.data for seed in a.seeds]
+        return [Task(what, d, s, n, a.seconds, a.rows, keep) for d, s in cells for n in names]
 
-    done(tasks("read", READER), a.jobs, hashes)  # first: it renders what others read
     own = [n for n, f in FAMILIES.items() if not f.weights]
-    fitted = done(tasks("train", LABELS, FLAT, *own), a.jobs, hashes)
-    judged = done(tasks("judge", *FAMILIES, TRIVIAL), a.jobs, hashes)
-    fits = {(t.seed, t.name): found for t, found in fitted.items()}
-    short = {"realism, Frechet": "Frechet", "exogeneity, residual share": "share", "query MB": "MB"}
+    done(tasks("read", READER), a.jobs, hashes, lost)  # first: it renders what others read
+    fitted = done(tasks("train", LABELS, FLAT, *own), a.jobs, hashes, lost)
+    judged = done(tasks("judge", *FAMILIES, TRIVIAL), a.jobs, hashes, lost)
+    fits = {(t.data, t.seed, t.name): found for t, found in fitted.items()}
+    wanted = ("seconds", "parameters", "steps", "rate", "training MB")
     for task in tasks("judge", *FAMILIES, TRIVIAL):
+        if task not in judged:
+            continue
         family = FAMILIES.get(task.name)
-        fit = fits[task.seed, family.weights or task.name] if family else {}
-        costs = {k: fit[k] for k in ("seconds", "parameters", "steps", "rate", "training MB")
-                 if k in fit} | judged[task]["cost"]  # fmt: skip
-        costs = {k: v if v is None else float(f"{v:.4g}") for k, v in costs.items()}
-        if family:
-            costs["parameters"] = fit["parameters"]
+        fit = fits[task.data, task.seed, family.weights or task.name] if family else {}
         for who, cells in judged[task]["rows"].items():
-            row = {"seed": task.seed, "family": who} | cells | costs
-            record.rows.append({short.get(k, k): v for k, v in row.items()})
-    claims(record)
+            cells = cells | {k: fit[k] for k in wanted if k in fit}
+            cells = {k: rounded(v) for k, v in cells.items()}
+            record.rows.append(
+                {"seed": task.seed, "data": TITLES[task.data], "family": who} | cells
+            )
     record.notes += [
-        f"The two samplers, and the autoencoder without an SCM, take the weights of {DIFFUSION}, "
-        f"of whose training rows 95 % are at the last time, for one evaluation; {STEPS} steps "
-        "each, DDIM's inversion implicit. Without an SCM the labels have no arrows between them.",
-        f"Learning rate: the better of {RATES[0]:g} and {RATES[1]:g} on validation rows, by each "
-        "family's own loss; the labels' flows are trained apart, for as long, and shared. "
-        f"{FLOW}: `null` is that of bytes, `without its grid` that of the flow.",
-        "Trivial answers have true labels; their `do` is what reading the wrong picture costs.",
+        f"Not there: {TITLES[t.data]}, seed {t.seed}, {t.name}, {t.what}: {why}"
+        for t, why in lost.items()
     ]
-    return record
+
+
+def rounded(value: Any) -> Any:
+    """Return four digits of a number that is no count."""
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def claims(record: Record) -> None:
+    """Add what the rows say: null interventions, exogeneity, bits."""
+    rows = {(r["data"], r["seed"], r["family"]): r for r in record.rows}
+    cells = list(dict.fromkeys((r["data"], r["seed"]) for r in record.rows))
+
+    def worst(what: Callable[[dict[str, Any]], float | None], *names: str) -> list[float]:
+        """Return the largest value over families and data sets, seed by seed."""
+        found = []
+        for seed in record.seeds:
+            own = [what(rows[d, s, n]) for d, s in cells for n in names
+                   if s == seed and (d, s, n) in rows]  # fmt: skip
+            found += [max(v for v in own if v is not None)] if {*own} - {None} else []
+        return found
+
+    def add(what: str, values: list[float], *bound: Any, **how: Any) -> None:
+        if values:
+            record.claim(what, values, *bound, **how)
+
+    for who, bound in (("VAEs and HVAE", 1e-6), (FLOW, 1e-5), (DPM, 1e-4)):
+        names = [n for n, f in FAMILIES.items() if f.null == bound]
+        add(f"doing nothing, largest change of a pixel (of 1), parents as seen, {who}",
+            worst(lambda r: r["null"], *names), bound)  # fmt: skip
+    add(
+        "the same of the whole model, labels back by their flows, VAEs and HVAE",
+        worst(lambda r: r["null, whole"], *[n for n, f in FAMILIES.items() if f.null == 1e-6]),
+    )
+    for data in dict.fromkeys(d for d, _ in cells):
+        for rival, least in ((LOGISTIC, 0.0), (FLOW, None)):
+            pairs = [[rows.get((data, s, n)) for n in (rival, HIERARCHY)] for s in record.seeds]
+            gaps = [one["bits"] - two["bits"] for one, two in pairs if one and two]
+            add(f"{data}: bits of a number, {rival} less {HIERARCHY}", gaps, least, at_most=False)
+    for name in FAMILIES:
+        add(
+            f"R2 of a label from abducted noise less its null, {name}",
+            worst(lambda r: r["R2"] - r["R2, null"] if "R2" in r else None, name),
+        )
 
 
 def main() -> None:
-    """Run all data sets and keep the results."""
+    """Run all data sets and keep the result."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", nargs="+", choices=list(TITLES), default=list(TITLES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--seconds", type=float, default=120, help="CPU time of each training")
-    parser.add_argument("--rows", type=int, default=300, help="held-out rows that are judged")
+    parser.add_argument("--seconds", type=float, default=25, help="CPU time of each training")
+    parser.add_argument("--rows", type=int, default=150, help="held-out rows that are judged")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once, a thread each")
-    parser.add_argument("--keep", help="folder of finished parts, to go on from")
+    parser.add_argument("--keep", type=Path, help="folder of finished parts, to go on from",
+                        default=Path(tempfile.gettempdir(), "subjunctive-families"))  # fmt: skip
     a = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    with tempfile.TemporaryDirectory() as place:
-        keep = Path(a.keep or place)
-        keep.mkdir(parents=True, exist_ok=True)
-        for name in a.data:
-            table(name, a, str(keep.resolve())).save()
+    words = [f"--{k} {' '.join(v) if isinstance(v, list) else v}" for k, v in vars(a).items()
+             if k in ("data", "rows") and v != parser.get_default(k)]  # fmt: skip
+    record = Record(
+        "families",
+        "Families of image mechanisms",
+        ABOUT.format(seconds=a.seconds, rows=a.rows),
+        " ".join([f"python benchmarks/families.py --seconds {a.seconds:g} --seeds",
+                  *map(str, a.seeds), f"--jobs {a.jobs}", *words]),
+        "families",
+        seeds=a.seeds,
+        group=["data", "family"],
+        table=TABLE,
+    )  # fmt: skip
+    a.keep.mkdir(parents=True, exist_ok=True)
+    fill(record, a, str(a.keep.resolve()))
+    claims(record)
+    record.notes += [
+        f"DDIM inversion takes the weights of {DPM}, {STEPS} steps each, the first solved step by "
+        f"step; DiffAE, no SCM those of {DIFFAE}, and its labels have no arrows between them. "
+        "DiffuseVAE: first stage and refiner together. Interpolant: from a regression on labels.",
+        f"Learning rate: the better of {RATES[0]:g} and {RATES[1]:g} on validation rows, by each "
+        "family's own loss. Trivial answers have true labels; their effectiveness is what reading "
+        "the wrong picture costs.",
+    ]
+    record.save()
 
 
 if __name__ == "__main__":

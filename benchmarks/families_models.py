@@ -9,21 +9,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
 from rivals import CausalVAE
 from torch import Tensor, nn
 
 from subjunctive.data.morpho import MorphoDigits
 from subjunctive.data.pendulum import Pendulum
-from subjunctive.diffusion import DDIM, Ancestral, Cosine, Sampler
+from subjunctive.diffusion import DDIM, Cosine, Denoiser
 from subjunctive.graph import Graph
 from subjunctive.mechanism import Mechanism
 from subjunctive.mechanisms import (
     HVAE,
     VAE,
     ConditionalFlow,
+    DiscretisedGaussian,
     DiscretisedLogistic,
     Interpolant,
     Quantised,
@@ -31,12 +32,16 @@ from subjunctive.mechanisms import (
     Refined,
     Regressed,
 )
+from subjunctive.mechanisms.diffusion import Diffusion, condition_width
+from subjunctive.mechanisms.likelihood import Discretised
 from subjunctive.models import CausalDiffAE
+from subjunctive.nn import UNet
 from subjunctive.scm import SCM
 from subjunctive.variable import Batch, Variable
 
-LEVELS, STEPS = 256, 10  # grey values of a pixel; steps of a sampler
+LEVELS, LATENT = 256, 32  # grey values of a pixel; width of a VAE's latent
 WIDTHS = (24, 48, 96)  # of the convolutions of a VAE: as many parameters as the diffusion's, about
+STEPS, REFINE = 10, 4  # of a sampler, and corrections of a step when it is run backward
 CODES: dict[str, dict[str, Any]] = {  # settled on validation rows, by `demo` and `proof/pendulum`
     "morpho": {"code": 64},
     "pendulum": {"code": 6, "beta": 30.0},
@@ -76,7 +81,7 @@ class Family:
         network: the submodule that one evaluation of the decoder calls once.
         weights: the family whose trained weights it takes; its own if empty.
         arrows: whether labels cause each other.
-        null: what the null intervention may change in a pixel, if that was asked.
+        null: what doing nothing may change in a pixel, if that was asked.
     """
 
     build: Callable[[Any], nn.Module]
@@ -91,18 +96,35 @@ def told(data: Any) -> list[Variable]:
     return [data.variables[n] for n in label_names(data)]
 
 
-def diffusion(data: Any, sampler: Sampler | None = None) -> Mechanism:
-    """Return the image's mechanism of CausalDiffAE."""
-    settings = CODES[data.name]
-    model = CausalDiffAE(data.graph, data.variables, sampler=sampler, **settings)
+def autoencoder(data: Any) -> Mechanism:
+    """Return the image's mechanism of CausalDiffAE: one evaluation and a residual."""
+    model = CausalDiffAE(data.graph, data.variables, **CODES[data.name])
     return model.mechanisms["image"]
 
 
-def vae(data: Any, levels: bool = False, alone: bool = False) -> Mechanism:
-    """Return a VAE, of a discretised likelihood or a Gaussian one, with parents or without."""
+def diffusion(data: Any, eta: float) -> Mechanism:
+    """Return a diffusion of all times without a code, as `CycleDiffusion` has it."""
+    image, parents = data.variables["image"], told(data)
+    width = condition_width(parents, 0)
+    network = UNet(image.shape[0], condition=width, multipliers=(1, 2, 4), blocks=(0, 1),
+                   attention=False, size=image.shape[1:])  # fmt: skip
+    denoiser = Denoiser(network, Cosine(), "velocity", 0.7)
+    sampler = DDIM(Cosine(), STEPS, eta, sigma_data=0.7, refine=REFINE)
+    return Diffusion(image, parents, denoiser, sampler=sampler, anchor=0.05)
+
+
+def vae(data: Any, likelihood: type[Discretised] | None = None, alone: bool = False) -> VAE:
+    """Return a VAE of levels, or of a Gaussian with one scale, with parents or without."""
     image = data.variables["image"]
-    likelihood = DiscretisedLogistic.of(image) if levels else None
-    return VAE.of(image, [] if alone else told(data), 16, likelihood, WIDTHS)
+    levels = None if likelihood is None else likelihood.of(image)
+    return VAE.of(image, [] if alone else told(data), LATENT, levels, WIDTHS)
+
+
+def hvae(data: Any) -> Mechanism:
+    """Return a ladder of latents, with the VAE's logistic levels."""
+    image = data.variables["image"]
+    levels = DiscretisedLogistic.of(image)
+    return HVAE.of(image, told(data), levels, widths=(24, 32, 48, 64))
 
 
 def flow(data: Any) -> Mechanism:
@@ -111,57 +133,51 @@ def flow(data: Any) -> Mechanism:
     return Quantised(RealNVP(image, told(data), levels=2, width=24, alpha=0.05), LEVELS)
 
 
-def ladder(data: Any) -> Mechanism:
-    """Return a hierarchical VAE of a discretised likelihood."""
-    image = data.variables["image"]
-    return HVAE.of(image, told(data), DiscretisedLogistic.of(image))
-
-
 def refined(data: Any, formulation: Any) -> Mechanism:
-    """Return a DiffuseVAE: a VAE, and a diffusion that sees what it expects."""
-    scale = {"residual": 0.3, "conditioned": 0.7}[formulation]
-    sampler = DDIM(Cosine(), STEPS, sigma_data=scale)
-    return Refined.of(vae(data), sampler, formulation, sigma_data=scale)
+    """Return DiffuseVAE: the Gaussian VAE and a diffusion of what it expects, trained together."""
+    sampler = DDIM(Cosine(), STEPS, refine=REFINE)
+    spread = 0.5 if formulation == "residual" else 1.0
+    return Refined.of(vae(data), sampler, formulation, multipliers=(1, 2), sigma_data=spread)
+
+
+def linear(data: Any) -> nn.Module:
+    """Return a VAE whose latent is a linear SCM."""
+    return CausalVAE(data.graph, data.variables)
 
 
 def interpolant(data: Any) -> Mechanism:
-    """Return an interpolant whose base is what the labels tell of the picture."""
+    """Return a flow to the image from what a regression on the labels expects."""
     image, parents = data.variables["image"], told(data)
-    built = Interpolant.of(image, parents, Regressed(image, parents), sigma_data=0.7)
-    net = built.denoiser
-    sampler = DDIM(net.schedule, STEPS, sigma_data=net.sigma_data)
-    return Interpolant(image, parents, net, built.base, sampler)
+    found = Interpolant.of(image, parents, Regressed(image, parents), multipliers=(1, 2))
+    found.sampler = DDIM(found.denoiser.schedule, STEPS, refine=REFINE)
+    return found
 
 
-DIFFUSION, GAUSSIAN, LOGISTIC, FLOW = "CausalDiffAE", "VAE, Gaussian", "VAE, logistic", "Real NVP"
-LADDER = "HVAE, logistic"
+DIFFAE, DPM, GAUSSIAN = "CausalDiffAE", "DPM-Encoder", "VAE, Gaussian"
+LOGISTIC, HIERARCHY, FLOW = "VAE, logistic", "HVAE, logistic", "Real NVP"
 FAMILIES = {
-    DIFFUSION: Family(diffusion, "denoiser.network"),
-    f"{DIFFUSION}, DDIM {STEPS}": Family(
-        lambda data: diffusion(data, DDIM(Cosine(), STEPS, sigma_data=0.7)),
-        "denoiser.network",
-        weights=DIFFUSION,
-    ),
-    f"{DIFFUSION}, DPM-Encoder {STEPS}": Family(
-        lambda data: diffusion(data, Ancestral(Cosine(), STEPS, sigma_data=0.7)),
-        "denoiser.network",
-        weights=DIFFUSION,
-        null=1e-4,
-    ),
     GAUSSIAN: Family(vae, "decoder", null=1e-6),
-    LOGISTIC: Family(lambda data: vae(data, levels=True), "decoder", null=1e-6),
-    LADDER: Family(ladder, "ladder.head", null=1e-6),
-    f"DiffuseVAE, residual, DDIM {STEPS}": Family(
-        lambda data: refined(data, "residual"), "refiner.denoiser.network"
+    LOGISTIC: Family(partial(vae, likelihood=DiscretisedLogistic), "decoder", null=1e-6),
+    "VAE, normal levels": Family(
+        partial(vae, likelihood=DiscretisedGaussian), "decoder", null=1e-6
     ),
-    f"DiffuseVAE, conditioned, DDIM {STEPS}": Family(
-        lambda data: refined(data, "conditioned"), "refiner.denoiser.network"
-    ),
-    f"interpolant, DDIM {STEPS}": Family(interpolant, "denoiser.network"),
+    HIERARCHY: Family(hvae, "ladder.head", null=1e-6),
     FLOW: Family(flow, "mechanism.chain.0.network", null=1e-5),
-    "DiffAE, no SCM": Family(diffusion, "denoiser.network", weights=DIFFUSION, arrows=False),
-    "CausalVAE, linear": Family(lambda data: CausalVAE(data.graph, data.variables), "decoder"),
-    "VAE, no parents": Family(lambda data: vae(data, alone=True), "decoder", null=1e-6),
+    DIFFAE: Family(autoencoder, "denoiser.network"),
+    DPM: Family(partial(diffusion, eta=1.0), "denoiser.network", null=1e-4),
+    "DDIM inversion": Family(partial(diffusion, eta=0.0), "denoiser.network", weights=DPM),
+    "DiffuseVAE, conditioned": Family(
+        partial(refined, formulation="conditioned"), "refiner.denoiser.network"
+    ),
+    "DiffuseVAE, residual": Family(
+        partial(refined, formulation="residual"), "refiner.denoiser.network"
+    ),
+    "interpolant": Family(interpolant, "denoiser.network"),
+    "DiffAE, no SCM": Family(autoencoder, "denoiser.network", weights=DIFFAE, arrows=False),
+    "CausalVAE, linear": Family(linear, "decoder"),
+    "VAE, no parents": Family(
+        partial(vae, likelihood=DiscretisedLogistic, alone=True), "decoder", null=1e-6
+    ),
 }
 
 
@@ -179,8 +195,8 @@ class Alone(nn.Module):
     def loss(self, rows: Batch) -> dict[str, Tensor]:
         """Return the mechanism's own loss."""
         own = self.mechanism
-        parents = {v.name: v.standardise(rows.values[v.name]) for v in own.parents}
-        return own.loss(own.variable.standardise(rows.values["image"]), parents)
+        inner = standard(rows, {v.name: v for v in (own.variable, *own.parents)})
+        return own.loss(inner["image"], {v.name: inner[v.name] for v in own.parents})
 
 
 def trainee(data: Any, family: Family) -> nn.Module:
@@ -211,21 +227,18 @@ def assemble(labels: SCM, built: nn.Module) -> Any:
 
 
 def settings(family: Family | None) -> str:
-    """Return the source of what is built, by which kept weights are known to be of it."""
-    shared = (load, label_model, told, diffusion, vae, flow, ladder, refined, interpolant)
-    text = [inspect.getsource(f) for f in shared] + [repr((LEVELS, STEPS, WIDTHS, CODES))]
+    """Return what is built in words, by which kept weights are known to be of it."""
+    shared: list[Any] = [rounded, load, told, vae, label_model, CausalVAE]
+    words = repr((LEVELS, LATENT, WIDTHS, STEPS, REFINE, CODES))
     if family is not None:
-        text += [inspect.getsource(family.build), repr((family.weights, family.arrows))]
-    return "\n".join(text)
+        build = family.build
+        if isinstance(build, partial):
+            words, build = words + repr(sorted(build.keywords.items())), build.func
+        shared.append(build)
+        words += repr((family.weights, family.arrows))
+    return "\n".join([words, *map(inspect.getsource, shared)])
 
 
-def values(rows: Batch, variables: Mapping[str, Variable]) -> dict[str, Tensor]:
+def standard(rows: Batch, variables: Mapping[str, Variable]) -> dict[str, Tensor]:
     """Return standardised values of all nodes."""
     return {n: v.standardise(rows.values[n]) for n, v in variables.items()}
-
-
-@torch.no_grad()
-def largest_null(model: Any, rows: Batch) -> float:
-    """Return by how much doing nothing changes a pixel at most."""
-    answer = model.predict(model.abduct(rows), {})["image"]
-    return float((answer - rows.values["image"]).abs().max())
