@@ -50,13 +50,13 @@ from subjunctive.diffusion import (
     HeadStart,
     Heun,
     Multistep,
-    Reused,
     Sampler,
     VPLinear,
     plane,
 )
 from subjunctive.graph import Graph
 from subjunctive.mechanism import Mechanism, seeded
+from subjunctive.mechanisms import Reused
 from subjunctive.mechanisms.diffusion import Diffusion
 from subjunctive.metrics.predictors import Predictor, fit_predictor
 from subjunctive.metrics.realism import frechet

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from subjunctive.diffusion.guide import guided as guided
     from subjunctive.diffusion.guide import guided_together as guided_together
     from subjunctive.diffusion.multistep import Multistep as Multistep
-    from subjunctive.diffusion.reuse import Reused as Reused
     from subjunctive.diffusion.sample import DDIM as DDIM
     from subjunctive.diffusion.sample import Ancestral as Ancestral
     from subjunctive.diffusion.sample import Heun as Heun

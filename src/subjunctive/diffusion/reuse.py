@@ -16,7 +16,6 @@ textures. Its place would be in the sampler, and it makes the way back an equati
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -25,7 +24,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from subjunctive.card import Card
 from subjunctive.diffusion.denoise import Denoise, Denoiser, column
 from subjunctive.diffusion.sample import (
     DDIM,
@@ -36,11 +34,8 @@ from subjunctive.diffusion.sample import (
     heun_step,
     retrace,
 )
-from subjunctive.diffusion.schedule import Cosine
-from subjunctive.mechanism import Mechanism, Noise, Parents, Prior, seeded
 from subjunctive.nn import UNet
 from subjunctive.nn.unet import Stage
-from subjunctive.variable import Batch, Variable
 
 NEAR = 1e-6  # times that differ by less are one
 
@@ -91,6 +86,7 @@ class Run:
         keys: which of them run the encoder, the first among them.
 
     Example:
+        >>> from subjunctive.diffusion import Cosine
         >>> denoiser, sampler = Denoiser(UNet(1, width=8), Cosine()), DDIM(Cosine(), steps=6)
         >>> run = Run(denoiser, [level.t for level in sampler.levels()], keys=[0, 2, 4])
         >>> sampler(run, {"start": torch.randn(2, 1, 8, 8)}).shape
@@ -180,103 +176,3 @@ class Backward:
         refine, tolerance = self.sampler.refine, self.sampler.tolerance
         levels: Any = self  # all that is asked of a sampler here
         return retrace(levels, self.across, denoise, x_0, refine, tolerance)
-
-
-def _example() -> tuple[Mechanism, Batch]:
-    from subjunctive.mechanisms.diffusion import Diffusion, condition_width
-    from subjunctive.mechanisms.linear import own_samples, stirred
-
-    with seeded(0):
-        image, t = Variable("x", (1, 8, 8)), Variable("t")
-        network = UNet(1, condition=condition_width([t], 0), width=8, multipliers=(1,))
-        sampler = DDIM(Cosine(), 6, eta=0.5)
-        inner = Diffusion(image, [t], Denoiser(network, Cosine()), sampler=sampler, drop=0.0)
-    mechanism = Reused(stirred(inner), keys=2)
-    return mechanism, own_samples(mechanism, rows=128)
-
-
-class Reused(Mechanism):
-    """A trained diffusion mechanism whose U-Net's encoder runs at key steps alone.
-
-    Reference: Faster Diffusion: Rethinking the Role of UNet Encoder in Diffusion Models (Li, Hu,
-    Khan, Li, Yang, Wang, Cheng and Yang, 2023), https://arxiv.org/abs/2312.09608
-
-    Args:
-        mechanism: with a `denoiser` of a `UNet` and a `sampler`, a `Diffusion` above all; its
-            weights are shared.
-        keys: the numbers of the levels at which the encoder runs, 0 the first; or how many levels a
-            key serves, its own among them: with 1, nothing is reused. A sampler evaluates its
-            denoiser at the start of every step, Heun at the end of the last one, too.
-
-    Raises:
-        ValueError: for a mechanism without such a denoiser or sampler, or keys that are none.
-
-    Example:
-        >>> from subjunctive.mechanism import draw
-        >>> mechanism, batch = Reused.card.example()
-        >>> u = draw(mechanism.prior(), 128)
-        >>> whole, parents = mechanism.mechanism, batch.values
-        >>> torch.equal(Reused(whole, keys=1)(u, parents), whole(u, parents))
-        True
-    """
-
-    def __init__(self, mechanism: Mechanism, keys: int | Sequence[int] = 3) -> None:
-        super().__init__(mechanism.variable, mechanism.parents)
-        self.mechanism = mechanism
-        self.keys = keys if isinstance(keys, int) else tuple(keys)
-        denoiser, sampler = (getattr(mechanism, n, None) for n in ("denoiser", "sampler"))
-        network = getattr(denoiser, "network", None)
-        if not isinstance(network, UNet) or not isinstance(sampler, DDIM | Ancestral | Heun):
-            raise ValueError(
-                f"{type(mechanism).__name__} has the network {type(network).__name__} and the "
-                f"sampler {type(sampler).__name__}; reuse needs a denoiser of a UNet, and DDIM, "
-                "Ancestral or Heun"
-            )
-        indices(keys, evaluated(sampler))
-
-    def prior(self) -> Prior:
-        """Return the mechanism's own prior."""
-        return self.mechanism.prior()
-
-    def forward(self, u: Noise, parents: Parents) -> Tensor:
-        """Return x `(B, *shape)`, the encoder run at key steps."""
-        x: Tensor = self._once()(u, parents)
-        return x
-
-    def abduct(self, x: Tensor, parents: Parents) -> Noise:
-        """Draw the noise that `forward` turns into x."""
-        noise: Noise = self._once().abduct(x, parents)
-        return noise
-
-    def loss(self, x: Tensor, parents: Parents) -> dict[str, Tensor]:
-        """Return the mechanism's own terms: nothing is reused in training."""
-        return self.mechanism.loss(x, parents)
-
-    def _once(self) -> Mechanism:
-        """Return the mechanism with a memory for one run, so that no two runs share theirs."""
-        once = copy.copy(self.mechanism)
-        sampler: Any = self.mechanism.sampler
-        keys = indices(self.keys, evaluated(sampler))
-        times = [level.t for level in sampler.levels()]
-        once.__dict__["denoiser"] = Run(self.mechanism.denoiser, times, keys)  # type: ignore[arg-type]
-        if isinstance(sampler, Heun) or getattr(sampler, "eta", 1.0) == 0:
-            once.__dict__["sampler"] = sampler = copy.copy(sampler)
-            sampler.invert = Backward(sampler, keys).invert
-        return once
-
-    card = Card(
-        name="Faster Diffusion: encoder features reused",
-        summary="A trained diffusion mechanism that samples faster: its U-Net's encoder runs at "
-        "key steps, its decoder at all.",
-        title="Faster Diffusion: Rethinking the Role of UNet Encoder in Diffusion Models",
-        authors="Li, Senmao and Hu, Taihang and Khan, Fahad Shahbaz and Li, Linxuan and "
-        "Yang, Shiqi and Wang, Yaxing and Cheng, Ming-Ming and Yang, Jian",
-        year=2023,
-        url="https://arxiv.org/abs/2312.09608",
-        assumptions=("the encoder's features change little from one key step to the next",),
-        needs="a diffusion mechanism of a U-Net that is trained",
-        abduction="approximate",
-        tolerance=1e-4,
-        of=(235,),
-        example=_example,
-    )

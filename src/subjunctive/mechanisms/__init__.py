@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from subjunctive.mechanisms.quantised import Quantised as Quantised
     from subjunctive.mechanisms.realnvp import RealNVP as RealNVP
     from subjunctive.mechanisms.refined import Refined as Refined
+    from subjunctive.mechanisms.reused import Reused as Reused
     from subjunctive.mechanisms.ridge import Ridge as Ridge
     from subjunctive.mechanisms.silent import Silent as Silent
     from subjunctive.mechanisms.tied import Tied as Tied

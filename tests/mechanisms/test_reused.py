@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from subjunctive.diffusion import DDIM, Ancestral, Cosine, Denoiser, Heun, Multistep, Reused
+from subjunctive.diffusion import DDIM, Ancestral, Cosine, Denoiser, Heun, Multistep
 from subjunctive.diffusion.reuse import Run, decode, encode, indices
 from subjunctive.graph import Graph
 from subjunctive.mechanism import draw, seeded
-from subjunctive.mechanisms import VAE, LinearGaussian
+from subjunctive.mechanisms import VAE, LinearGaussian, Reused
 from subjunctive.mechanisms.diffusion import Diffusion, condition_width
 from subjunctive.mechanisms.linear import stirred
 from subjunctive.nn import UNet
