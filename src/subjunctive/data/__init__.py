@@ -12,6 +12,8 @@ from subjunctive.index import lazy
 
 if TYPE_CHECKING:
     from subjunctive.data.cells import GeneCells as GeneCells
+    from subjunctive.data.domains import LatentDomains as LatentDomains
+    from subjunctive.data.domains import RotatedDigits as RotatedDigits
     from subjunctive.data.images import Images as Images
     from subjunctive.data.morpho import MorphoDigits as MorphoDigits
     from subjunctive.data.oracle import Oracle as Oracle

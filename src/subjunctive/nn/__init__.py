@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     from subjunctive.nn.beside import Beside as Beside
     from subjunctive.nn.conv import ConvEncoder as ConvEncoder
     from subjunctive.nn.decoder import ConvDecoder as ConvDecoder
+    from subjunctive.nn.invertible import Affine as Affine
+    from subjunctive.nn.invertible import Couplings as Couplings
+    from subjunctive.nn.invertible import Leaky as Leaky
+    from subjunctive.nn.invertible import Tail as Tail
     from subjunctive.nn.ladder import Ladder as Ladder
     from subjunctive.nn.mlp import MLP as MLP
     from subjunctive.nn.propagate import Expressed as Expressed
