@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from subjunctive.mechanisms.interpolant import Interpolant as Interpolant
     from subjunctive.mechanisms.interpolant import Regressed as Regressed
     from subjunctive.mechanisms.known import Known as Known
+    from subjunctive.mechanisms.latent_mixture import LatentMixture as LatentMixture
     from subjunctive.mechanisms.likelihood import Bernoulli as Bernoulli
     from subjunctive.mechanisms.likelihood import DiscretisedGaussian as DiscretisedGaussian
     from subjunctive.mechanisms.likelihood import DiscretisedLogistic as DiscretisedLogistic
