@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from subjunctive.mechanisms.domains import Domains as Domains
     from subjunctive.mechanisms.domains import translate as translate
     from subjunctive.mechanisms.flow import ConditionalFlow as ConditionalFlow
+    from subjunctive.mechanisms.freed import Freed as Freed
     from subjunctive.mechanisms.hvae import HVAE as HVAE
     from subjunctive.mechanisms.interpolant import Corrupted as Corrupted
     from subjunctive.mechanisms.interpolant import Interpolant as Interpolant
