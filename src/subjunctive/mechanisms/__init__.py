@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from subjunctive.mechanisms.domains import translate as translate
     from subjunctive.mechanisms.flow import ConditionalFlow as ConditionalFlow
     from subjunctive.mechanisms.freed import Freed as Freed
+    from subjunctive.mechanisms.gan import GAN as GAN
+    from subjunctive.mechanisms.gated import Gated as Gated
+    from subjunctive.mechanisms.gated import decided as decided
     from subjunctive.mechanisms.hvae import HVAE as HVAE
     from subjunctive.mechanisms.interpolant import Corrupted as Corrupted
     from subjunctive.mechanisms.interpolant import Interpolant as Interpolant

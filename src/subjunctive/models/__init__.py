@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from subjunctive.models.causal_diffae import CausalDiffAE as CausalDiffAE
     from subjunctive.models.cycle_diffusion import CycleDiffusion as CycleDiffusion
     from subjunctive.models.cycle_diffusion import with_sampler as with_sampler
+    from subjunctive.models.dear import DEAR as DEAR
+    from subjunctive.models.dear import game as game
     from subjunctive.models.ild import ILD as ILD
     from subjunctive.models.ild import every_domain as every_domain
 
