@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from subjunctive.data.pendulum import Pendulum as Pendulum
     from subjunctive.data.perturb import Papalexi as Papalexi
     from subjunctive.data.random_scm import RandomSCM as RandomSCM
+    from subjunctive.data.scene import Scene as Scene
     from subjunctive.data.stream import Stream as Stream
     from subjunctive.data.table import Table as Table
     from subjunctive.data.tabular import Linear as Linear
