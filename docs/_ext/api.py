@@ -27,7 +27,7 @@ def public(module: ModuleType) -> list[str]:
 
     >>> import subjunctive.encoders
     >>> public(subjunctive.encoders)
-    ['Regression']
+    ['Regression', 'Reordered']
     """
     if hasattr(module, "__all__"):
         return list(module.__all__)
