@@ -182,11 +182,7 @@ FAMILIES = {
 
 
 class Alone(nn.Module):
-    """A mechanism trained by itself: p(image | labels) of rows in their own units.
-
-    Args:
-        mechanism: of the image.
-    """
+    """A mechanism trained by itself, p(x | parents), of rows in their own units."""
 
     def __init__(self, mechanism: Mechanism) -> None:
         super().__init__()
@@ -196,7 +192,7 @@ class Alone(nn.Module):
         """Return the mechanism's own loss."""
         own = self.mechanism
         inner = standard(rows, {v.name: v for v in (own.variable, *own.parents)})
-        return own.loss(inner["image"], {v.name: inner[v.name] for v in own.parents})
+        return own.loss(inner[own.variable.name], {v.name: inner[v.name] for v in own.parents})
 
 
 def trainee(data: Any, family: Family) -> nn.Module:

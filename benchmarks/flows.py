@@ -26,9 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
+from interpreter import ask
 from record import Record
 from timing import timed
 
@@ -187,25 +186,11 @@ class Case:
         held["value"] = np.array((self.value - mean[self.node]) / self.scale[self.node])
         held |= {"seed": np.array(self.seed), "draws": np.array(DRAWS)}
         held["adjacency"] = np.array([[p in graph.parents(n) for n in names] for p in names])
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "OPENBLAS_"))}
-        with tempfile.TemporaryDirectory() as place:
-            tables, answers = Path(place, "tables.npz"), Path(place, "answers.npz")
-            np.savez(tables, **held)
-            options = ["--mode", mode, "--seconds", f"{seconds:.3f}", "--epochs", str(epochs)]
-            done = subprocess.run(
-                [python, str(RIVAL), str(tables), str(answers), *options],
-                env=clean | {"OMP_NUM_THREADS": "1"},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                raise SystemExit(f"{python} could not run the rival:\n{done.stderr[-2000:]}")
-            told = json.loads(done.stdout.splitlines()[-1])
-            with np.load(answers) as found:
-                frames = {
-                    k: pandas.DataFrame(found[k], columns=names) * self.scale + mean for k in found
-                }
+        options = ("--mode", mode, "--seconds", f"{seconds:.3f}", "--epochs", epochs)
+        told, answers = ask(python, RIVAL, held, *options)
+        frames = {
+            k: pandas.DataFrame(v, columns=names) * self.scale + mean for k, v in answers.items()
+        }
         jacobian = float(np.log(self.scale[names]).sum())
         for who, row in told["rows"].items():
             row["log-likelihood"] -= jacobian

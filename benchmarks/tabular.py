@@ -26,12 +26,9 @@ twenty nodes, fits, and answers for all of them.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
-import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -44,6 +41,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
+from interpreter import ask
 from record import Record
 from timing import timed
 
@@ -133,31 +131,16 @@ class Case:
     def theirs(self, python: str, kinds: tuple[str, ...], repeats: int) -> tuple[Any, Any, Any]:
         """Return dowhy's times and likelihoods by kind, its counterfactuals, and versions."""
         edges = [arrow.split(" -> ") for arrow in self.graph.split("; ")]
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "OPENBLAS_"))}
-        with tempfile.TemporaryDirectory() as place:
-            tables, answers = Path(place, "tables.npz"), Path(place, "answers.npz")
-            np.savez(
-                tables,
-                nodes=np.array(list(self.train.columns)),
-                edges=np.array(edges),
-                train=self.train.to_numpy(),
-                test=self.test.to_numpy(),
-                node=np.array(self.do[0]),
-                value=np.array(self.do[1]),
-            )
-            command = [python, RIVAL, tables, answers, *kinds, "--repeats", str(repeats)]
-            done = subprocess.run(
-                [str(word) for word in command],
-                env=clean | {"OMP_NUM_THREADS": "1"},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                raise SystemExit(f"{python} could not run the rival:\n{done.stderr[-2000:]}")
-            told = json.loads(done.stdout.splitlines()[-1])
-            with np.load(answers) as found:
-                frames = {k: pandas.DataFrame(found[k], columns=self.test.columns) for k in found}
+        tables = {
+            "nodes": np.array(list(self.train.columns)),
+            "edges": np.array(edges),
+            "train": self.train.to_numpy(),
+            "test": self.test.to_numpy(),
+            "node": np.array(self.do[0]),
+            "value": np.array(self.do[1]),
+        }
+        told, answers = ask(python, RIVAL, tables, *kinds, "--repeats", repeats)
+        frames = {k: pandas.DataFrame(v, columns=self.test.columns) for k, v in answers.items()}
         return told["rows"], frames, told["versions"]
 
 

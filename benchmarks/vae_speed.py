@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
+from interpreter import environment
 from record import Record
 from vae_speed_rival import LATENT, NETWORKS, decoder, encoder, heads
 
@@ -86,10 +87,9 @@ class Rival:
     """A process of pythae's that trains an epoch when it is asked."""
 
     def __init__(self, python: str, path: Path, *words: object) -> None:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "OPENBLAS_"))}
         self.process = subprocess.Popen(
             [python, str(RIVAL), str(path), *map(str, words)],
-            env=clean | {"OMP_NUM_THREADS": "1"},
+            env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -36,10 +36,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import budget
+from families_models import Alone
 from record import Record, module_hashes
 
 from subjunctive.data.morpho import MorphoDigits
-from subjunctive.mechanism import Density, draw, seeded
+from subjunctive.mechanism import draw, seeded
 from subjunctive.mechanisms import VAE, Bernoulli, Freed
 from subjunctive.mechanisms.vae import networks
 from subjunctive.metrics import exogeneity
@@ -180,28 +181,17 @@ class Picture(nn.Module):
         return self.vae.loss(rows.values["image"], self.parents(rows.values))
 
 
-class Latents(nn.Module):
-    """The flow that frees a latent, to be fitted to rows of it and of standardised attributes."""
-
-    def __init__(self, flow: Density) -> None:
-        super().__init__()
-        self.flow = flow
-
-    def loss(self, rows: Batch) -> dict[str, Tensor]:
-        return self.flow.loss(rows.values["z"], dict(rows.values))
-
-
 def free(model: Picture, data: Tinted, seed: int) -> None:
     """Fit the flow of ours to the latents of training rows."""
     assert isinstance(model.asked, Freed)
-    rows, found = data.train, []
+    flow, rows, found = model.asked.flow, data.train, []
     with seeded(seed), torch.no_grad():
         for i in torch.arange(len(rows)).split(500):
-            pa = data.parents(rows[i].values)
-            q = model.vae.posterior(rows[i].values["image"], pa)
-            found += [{**pa, "z": q.sample()} for _ in range(DRAWS)]
+            seen = dict(rows[i].values)
+            q = model.vae.posterior(seen.pop("image"), data.parents(seen))
+            found += [{**seen, flow.variable.name: q.sample()} for _ in range(DRAWS)]
     latents = Batch({k: torch.cat([f[k] for f in found]) for k in found[0]})
-    fit(Latents(model.asked.flow), latents, steps=FLOW_STEPS, batch_size=256, lr=3e-3, ema=0.99,
+    fit(Alone(flow), latents, steps=FLOW_STEPS, batch_size=256, lr=3e-3, ema=0.99,
         seed=seed, progress=False)  # fmt: skip
 
 

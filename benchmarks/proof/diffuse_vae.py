@@ -84,11 +84,11 @@ def vae(x: Variable) -> VAE:
 
 
 @torch.no_grad()
-def aggregate(trained: Mechanism, images: Tensor, seed: int) -> None:
+def aggregate(own: Mechanism, images: Tensor, seed: int) -> None:
     """Give a VAE the mixture of its own latents of images as their prior."""
     with seeded(seed):
-        z: Any = trained.abduct(trained.variable.standardise(images), {})
-    trained.base = LatentMixture.fit(z["z"], MIXTURES, seed=seed)
+        z: Any = own.abduct(own.variable.standardise(images), {})
+    own.base = LatentMixture.fit(z["z"], MIXTURES, seed=seed)
 
 
 def plain(x: Variable) -> Diffusion:

@@ -67,7 +67,9 @@ NARROW, WIDE, FLOW = "VAE", "VAE, as many latents", "Real NVP"
 TRAINED = (OURS, MEDIATOR, NARROW, WIDE, FLOW)
 PARENTS = ("thickness", "intensity")
 RATES, BATCH = [1e-3, 3e-3], 32
+AS_MANY = (32, 64, 80, 96)  # our widths, for as many parameters as the paper's network has
 Weights = dict[str, Any]
+Make = Callable[[str, MorphoDigits, int], Mechanism]
 
 
 def digits(seed: int) -> MorphoDigits:
@@ -152,15 +154,17 @@ def spend(
     return number
 
 
-def train(task: tuple[int, str, float, float]) -> tuple[float, int, Weights]:
+def train(task: tuple[int, str, float, float], make: Make = build) -> tuple[float, int, Weights]:
     """Fit one model of the image; return validation bits, steps and weights."""
     seed, name, rate, seconds = task
     torch.set_num_threads(1)
     data = digits(seed)
-    model = alone(build(name, data, seed), data)
+    model = alone(make(name, data, seed), data)
     own = model.mechanisms["image"]
     number = spend(model, data.train.only(model.graph.nodes), None, seconds, rate, seed)
-    return bits(own, data, data.valid), number, {k: w.numpy() for k, w in own.state_dict().items()}
+    reached = bits(own.eval(), data, data.valid)  # a diverged run is chosen last
+    weights = {k: w.numpy() for k, w in own.state_dict().items()}
+    return reached if math.isfinite(reached) else math.inf, number, weights
 
 
 def loaded(own: Mechanism, weights: Weights) -> Mechanism:
@@ -189,14 +193,15 @@ def tune(task: tuple[int, Weights, float]) -> tuple[float, int, Weights]:
 
 
 def judge(
-    seed: int, found: dict[str, tuple[float, int, Weights]], rows: int
+    seed: int, found: dict[str, tuple[float, int, Weights]], rows: int, make: Make = build
 ) -> list[dict[str, Any]]:
     """Ask every trained model of a seed, and compare with the truth."""
+    torch.set_num_threads(1)
     data = digits(seed)
     flows = labels(data, seed)
-    images = {n: loaded(build(n, data, seed), f[2]) for n, f in found.items()}
+    images = {n: loaded(make(n, data, seed), f[2]) for n, f in found.items()}
     models = {n: SCM(data.graph, {**flows, "image": own}).eval() for n, own in images.items()}
-    asked = ["effectiveness", "composition", "reversibility", "distance", "exogeneity"]
+    asked = ["effectiveness", "composition", "reversibility", "distance"]
     frame = evaluate(models, data, rows=rows, metrics=asked, seed=seed, progress=False)
     frame = frame[frame.support != "outside"]
     seen = data.test[torch.arange(min(rows, len(data.test)))].only(data.graph.nodes)
@@ -231,25 +236,37 @@ def judge(
 # What an update costs -----------------------------------------------------------------------------
 
 
-def cost(path: Path, rounds: int = 5, rows: int = 32) -> dict[str, Any]:
-    """Return CPU seconds of an update and the parameters: theirs, and ours of as many."""
+def network(path: Path, parents: int | None = None) -> nn.Module:
+    """Return the paper's network with fresh weights, of as many parents or of its own."""
     sys.path.insert(0, str(path / "src"))
     kept, sys.argv = sys.argv, ["hvae", "--hps", "morphomnist"]  # it reads its sizes from there
     try:
         hps, vae = importlib.import_module("hps"), importlib.import_module("vae")
         parser = argparse.ArgumentParser()
         hps.add_arguments(parser)
-        theirs = vae.HVAE(hps.setup_hparams(parser))
+        settings = hps.setup_hparams(parser)
+        settings.context_dim = parents or settings.context_dim
+        built: nn.Module = vae.HVAE(settings)
     finally:
         sys.argv = kept
         sys.path.remove(str(path / "src"))
+    return built
+
+
+def as_large(image: Variable, parents: list[Variable], widths: tuple[int, ...]) -> HVAE:
+    """Return our HVAE on the ladder of the paper's network for these digits."""
+    return HVAE.of(image, parents, DiscretisedGaussian.of(image), widths=widths,
+                   latents=((16,), (16, 16), (16, 16), (16, 16)))  # fmt: skip
+
+
+def cost(path: Path, rounds: int = 5, rows: int = 32) -> dict[str, Any]:
+    """Return CPU seconds of an update and the parameters: theirs, and ours of as many."""
+    theirs = network(path)
     kinds = Variable("digit", kind="categorical", categories=tuple("0123456789"))
     image = Variable("image", (1, 32, 32), loc=0.5, scale=0.5, low=0.0, high=1.0)
     parents = [*(Variable(p) for p in PARENTS), kinds]
-    models = {"theirs": theirs}
-    for name, widths in (("ours", (32, 64, 80, 96)), ("ours, larger", (32, 64, 128, 136))):
-        models[name] = HVAE.of(image, parents, DiscretisedGaussian.of(image), widths=widths,
-                               latents=((16,), (16, 16), (16, 16), (16, 16)))  # fmt: skip
+    models: dict[str, Any] = {"theirs": theirs, "ours": as_large(image, parents, AS_MANY)}
+    models["ours, larger"] = as_large(image, parents, (32, 64, 128, 136))
     with seeded(0):
         x = torch.randint(256, (rows, 1, 32, 32)) / 127.5 - 1
         given = {p: torch.randn(rows) for p in PARENTS} | {"digit": torch.randint(10, (rows,))}
@@ -259,7 +276,8 @@ def cost(path: Path, rounds: int = 5, rows: int = 32) -> dict[str, Any]:
 
     def free_energy(name: str) -> Tensor:
         if name == "theirs":
-            return theirs(x, wide)["elbo"]
+            found: Tensor = theirs(x, wide)["elbo"]
+            return found
         return torch.stack([t.mean() for t in models[name].loss(x, given).values()]).sum()
 
     steps = {n: update(m.train(), partial(free_energy, n)) for n, m in models.items()}

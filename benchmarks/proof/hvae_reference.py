@@ -14,17 +14,17 @@ PATH is a checkout of https://github.com/biomedia-mira/causal-gen.
 from __future__ import annotations
 
 import argparse
-import importlib
 import math
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
@@ -33,31 +33,10 @@ from record import Record
 
 from subjunctive.data.morpho import MorphoDigits
 from subjunctive.mechanism import Mechanism, Noise, Parents, Prior, seeded
-from subjunctive.mechanisms import HVAE, DiscretisedGaussian
-from subjunctive.metrics import evaluate
-from subjunctive.scm import SCM
 from subjunctive.variable import Variable, as_matrix
 
 OURS, THEIRS = "ours", "the paper's code"
-RATES = (1e-3, 3e-3)
 ASKED = ("effectiveness", "distance", "reversibility", "composition, redrawn")
-
-
-def network(path: Path) -> nn.Module:
-    """Return the paper's network for two parents, with fresh weights."""
-    sys.path.insert(0, str(path / "src"))
-    kept, sys.argv = sys.argv, ["hvae", "--hps", "morphomnist"]  # it reads its sizes from there
-    try:
-        hps, vae = importlib.import_module("hps"), importlib.import_module("vae")
-        parser = argparse.ArgumentParser()
-        hps.add_arguments(parser)
-        settings = hps.setup_hparams(parser)
-        settings.context_dim = len(hvae.PARENTS)
-        built: nn.Module = vae.HVAE(settings)
-    finally:
-        sys.argv = kept
-        sys.path.remove(str(path / "src"))
-    return built
 
 
 class Reference(Mechanism):
@@ -65,7 +44,7 @@ class Reference(Mechanism):
 
     def __init__(self, variable: Variable, parents: list[Variable], path: Path) -> None:
         super().__init__(variable, parents)
-        self.model: Any = network(path)
+        self.model: Any = hvae.network(path, len(parents))
         with torch.no_grad():
             zero = torch.zeros(1, len(parents), *variable.shape[1:])
             latents = self.model.abduct(torch.zeros(1, *variable.shape), zero)
@@ -114,53 +93,7 @@ def build(name: str, data: MorphoDigits, seed: int, path: Path) -> Mechanism:
     with seeded(seed):
         if name == THEIRS:
             return Reference(image, parents, path)
-        levels = DiscretisedGaussian.of(image)
-        return HVAE.of(image, parents, levels, widths=(32, 64, 80, 96),
-                       latents=((16,), (16, 16), (16, 16), (16, 16)))  # fmt: skip
-
-
-def train(task: tuple[int, str, float, float, Path]) -> tuple[float, int, dict[str, Any]]:
-    """Fit one model; return validation bits, steps and weights."""
-    seed, name, rate, seconds, path = task
-    torch.set_num_threads(1)
-    data = hvae.digits(seed)
-    model = hvae.alone(build(name, data, seed, path), data)
-    own: Any = model.mechanisms["image"]
-    steps = hvae.spend(model, data.train.only(model.graph.nodes), None, seconds, rate, seed)
-    bits = hvae.bits(own.eval(), data, data.valid)
-    bits = bits if math.isfinite(bits) else math.inf
-    return bits, steps, {k: w.numpy() for k, w in own.state_dict().items()}
-
-
-def judge(task: tuple[int, dict[str, Any], int, Path]) -> list[dict[str, Any]]:
-    """Ask both models, beside a copy."""
-    seed, found, rows, path = task
-    torch.set_num_threads(1)
-    data = hvae.digits(seed)
-    flows = hvae.labels(data, seed)
-    images = {n: hvae.loaded(build(n, data, seed, path), f[2]) for n, f in found.items()}
-    models = {n: SCM(data.graph, {**flows, "image": own}).eval() for n, own in images.items()}
-    asked = ["effectiveness", "composition", "reversibility", "distance"]
-    frame = evaluate(models, data, rows=rows, metrics=asked, seed=seed, progress=False)
-    frame = frame[frame.support != "outside"]
-    out = []
-    for name in (*images, "copy"):
-        own = frame[frame.method == name]
-
-        def mean(metric: str, node: str = "image", own: Any = own) -> float | None:
-            values = own[(own.metric == metric) & (own.node == node)].value
-            return float(values.mean()) if len(values) else None
-
-        row: dict[str, Any] = {"seed": seed, "model": name}
-        row |= {m: mean(m) for m in ("composition", *ASKED[1:])}
-        row["effectiveness"] = sum(
-            (mean("effectiveness", p) or 0.0) / data.variables[p].scale for p in hvae.PARENTS
-        ) / len(hvae.PARENTS)
-        if name in images:
-            row |= {"bits": hvae.bits(images[name], data, data.test), "steps": found[name][1]}
-            row["parameters"] = sum(p.numel() for p in images[name].parameters())
-        out.append(row)
-    return out
+        return hvae.as_large(image, parents, hvae.AS_MANY)
 
 
 def main() -> None:
@@ -189,14 +122,15 @@ def main() -> None:
         group=["model"],
         table=["bits", *ASKED, "composition", "steps", "parameters"],
     )  # fmt: skip
-    path = a.reference.resolve()
-    tasks = [(s, n, r, a.seconds, path) for s in a.seeds for n in (OURS, THEIRS) for r in RATES]
+    make = partial(build, path=a.reference.resolve())
+    tasks = [(s, n, r, a.seconds) for s in a.seeds for n in (OURS, THEIRS) for r in hvae.RATES]
     with ProcessPoolExecutor(a.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
         best: dict[tuple[int, str], Any] = {}
-        for (seed, name, *_), found in zip(tasks, pool.map(train, tasks), strict=True):
+        fitted = pool.map(partial(hvae.train, make=make), tasks)
+        for (seed, name, *_), found in zip(tasks, fitted, strict=True):
             best[seed, name] = min(best.get((seed, name), found), found, key=lambda f: f[0])
-        asked = [(s, {n: best[s, n] for n in (OURS, THEIRS)}, a.rows, path) for s in a.seeds]
-        for rows in pool.map(judge, asked):
+        asked = [{n: best[s, n] for n in (OURS, THEIRS)} for s in a.seeds]
+        for rows in pool.map(partial(hvae.judge, rows=a.rows, make=make), a.seeds, asked):
             record.rows += rows
 
     def column(model: str, what: str) -> list[float]:
@@ -205,9 +139,9 @@ def main() -> None:
     for what in ("bits", *ASKED):
         ratio = [x / y for x, y in zip(column(THEIRS, what), column(OURS, what), strict=True)]
         record.claim(f"{what}, the paper's code over ours", ratio, 1.0, at_most=False, unit="times")
+    rates = " and ".join(f"{r:g}" for r in hvae.RATES)
     record.notes.append(
-        f"Learning rates: the better of {RATES[0]:g} and {RATES[1]:g} by validation bits, for each "
-        "model and seed."
+        f"Learning rates: the better of {rates} by validation bits, for each model and seed."
     )
     record.save()
 
