@@ -61,7 +61,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     import yaml
 
     try:
-        config = yaml.load(Path(path).read_text(encoding="utf-8"), _loader())
+        config = yaml.load(Path(path).read_text(encoding="utf-8"), yaml_loader())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
@@ -75,7 +75,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     return config
 
 
-def _loader() -> Any:
+def yaml_loader() -> Any:
     """Return a YAML loader that builds plain values, and reads `1e-3` as a number."""
     import yaml
 
@@ -109,7 +109,7 @@ def lines(text: str) -> dict[str, int]:
                 found.setdefault(f"{at}[{i}]", value.start_mark.line + 1)
                 visit(value, f"{at}[{i}]")
 
-    visit(yaml.compose(text, _loader()), "config")
+    visit(yaml.compose(text, yaml_loader()), "config")
     return found
 
 

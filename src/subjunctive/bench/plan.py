@@ -29,7 +29,7 @@ from subjunctive.bench.budget import CLOCKS
 from subjunctive.bench.entrants import imported
 from subjunctive.bench.fitted import hash_of, names
 from subjunctive.config import from_config
-from subjunctive.experiment import _loader, yaml_error
+from subjunctive.experiment import yaml_error, yaml_loader
 from subjunctive.metrics.predictors import fit_predictor
 from subjunctive.metrics.scores import METRICS
 from subjunctive.train import fit
@@ -207,7 +207,7 @@ def _yaml(path: str | Path) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.load(Path(path).read_text(encoding="utf-8"), _loader())
+        found = yaml.load(Path(path).read_text(encoding="utf-8"), yaml_loader())
     except (yaml_error(), UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
