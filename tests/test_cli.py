@@ -273,11 +273,13 @@ def test_methods_are_the_cards(tmp_path):
     _, said = run("methods", "CausalDifAE", code=2)
     assert "Did you mean 'CausalDiffAE'" in said
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{cli.catalogue.MARKS[0]}\nold\n{cli.catalogue.MARKS[1]}\nafter\n")
+    page.write_text(
+        f"before\n{cli.catalogue.MARKS[0]}\nstale row\n{cli.catalogue.MARKS[1]}\nafter\n"
+    )
     run("methods", "--into", page)
     assert page.read_text().startswith(f"before\n{cli.catalogue.MARKS[0]}\n| Method |")
     assert page.read_text().endswith(f"{cli.catalogue.MARKS[1]}\nafter\n")
-    assert "old" not in page.read_text()
+    assert "stale row" not in page.read_text()
     page.write_text("no marks")
     run("methods", "--into", page, code=2)
 

@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING
 from subjunctive.index import lazy
 
 if TYPE_CHECKING:
+    from subjunctive.diffusion.consistent import Cauchy as Cauchy
+    from subjunctive.diffusion.consistent import Grid as Grid
+    from subjunctive.diffusion.consistent import PseudoHuber as PseudoHuber
+    from subjunctive.diffusion.consistent import Squared as Squared
     from subjunctive.diffusion.denoise import Denoise as Denoise
     from subjunctive.diffusion.denoise import Denoiser as Denoiser
     from subjunctive.diffusion.energy import Guided as Guided
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
     from subjunctive.diffusion.gaussian import plane as plane
     from subjunctive.diffusion.guide import guided as guided
     from subjunctive.diffusion.guide import guided_together as guided_together
+    from subjunctive.diffusion.jump import Jumps as Jumps
     from subjunctive.diffusion.multistep import Multistep as Multistep
     from subjunctive.diffusion.sample import DDIM as DDIM
     from subjunctive.diffusion.sample import Ancestral as Ancestral

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from subjunctive.mechanisms.additive import AdditiveNoise as AdditiveNoise
     from subjunctive.mechanisms.canonical import LatentSCM as LatentSCM
     from subjunctive.mechanisms.canonical import canonical_form as canonical_form
+    from subjunctive.mechanisms.consistency import Consistency as Consistency
     from subjunctive.mechanisms.counts import NegativeBinomial as NegativeBinomial
     from subjunctive.mechanisms.counts import ZeroInflated as ZeroInflated
     from subjunctive.mechanisms.discrete import Categorical as Categorical

@@ -10,10 +10,20 @@ if TYPE_CHECKING:
     from subjunctive.objectives.acyclicity import strongest as strongest
     from subjunctive.objectives.adversarial import Adversarial as Adversarial
     from subjunctive.objectives.adversarial import critic as critic
+    from subjunctive.objectives.consistency import ConsistencyTraining as ConsistencyTraining
+    from subjunctive.objectives.consistency import Teacher as Teacher
     from subjunctive.objectives.counterfactual import CounterfactualTuning as CounterfactualTuning
+    from subjunctive.objectives.distilled import CTM as CTM
+    from subjunctive.objectives.distilled import LCM as LCM
+    from subjunctive.objectives.distilled import PCM as PCM
+    from subjunctive.objectives.distilled import SCott as SCott
     from subjunctive.objectives.flow_prior import Aligned as Aligned
     from subjunctive.objectives.flow_prior import FlowPrior as FlowPrior
     from subjunctive.objectives.learned_graph import LearnedGraph as LearnedGraph
     from subjunctive.objectives.learned_graph import candidates as candidates
+    from subjunctive.objectives.undistilled import ICT as ICT
+    from subjunctive.objectives.undistilled import SLCT as SLCT
+    from subjunctive.objectives.undistilled import plain as plain
+    from subjunctive.objectives.undistilled import scaleless as scaleless
 
 __getattr__, __dir__, __all__ = lazy(__name__)
