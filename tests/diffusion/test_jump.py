@@ -158,3 +158,32 @@ def test_the_edge_below_an_edge_is_the_next_one():
 def test_what_does_not_go_together_is_refused(how, says):
     with pytest.raises(ValueError, match=says):
         Jumps(Cosine(), **how)
+
+
+def test_later_noise_is_explained_by_the_data_and_follows_the_prior(rows):
+    """Every stop is the data, noised; on the model's own draws that is a draw of N(0, I)."""
+    jumps, seen = Jumps(Cosine(), stops=(1.0, 0.6)), []
+
+    def watched(x, t, s):
+        seen.append(x)
+        return exact(Cosine())(x, t, s)
+
+    with seeded(0):
+        start = torch.randn(4000, 2).double()
+        x = MEAN + SCALE * torch.randn(4000, 2).double()
+        noise, landed = jumps.explain(watched, start, x)
+    torch.testing.assert_close(jumps(exact(Cosine()), {"start": start, **noise}), landed)
+    a, s = (f(torch.tensor(0.6, dtype=torch.float64)) for f in (Cosine().alpha, Cosine().sigma))
+    left = (seen[1] - a * x) / s  # the second stop is x noised by what is left
+    assert float(left.mean().abs()) < 0.03
+    assert float(left.std()) == pytest.approx(1.0, abs=0.03)
+    assert float(torch.corrcoef(torch.stack([left[:, 1], x[:, 1]]))[0, 1].abs()) < 0.05
+    # the answer is closer to x than one of noise that was drawn anew, the broken twin
+    fresh = jumps(exact(Cosine()), {"start": start, "steps": torch.randn_like(noise["steps"])})
+    assert float((landed - x).abs().mean()) < 0.75 * float((fresh - x).abs().mean())
+    # nothing to explain, nothing explained: data that are where the jump had led
+    with seeded(1):
+        own, _ = jumps.explain(
+            exact(Cosine()), start, Jumps(Cosine())(exact(Cosine()), {"start": start})
+        )
+    assert float(own["steps"].std()) == pytest.approx(1.0, abs=0.02)

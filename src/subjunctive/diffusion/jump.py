@@ -22,7 +22,9 @@ added,
 
     land at the time whose sigma / alpha is sqrt(1 - gamma^2) that of t_k+1, and add gamma of its noise.
 
-With gamma = 1 all noise is drawn anew at every stop, with gamma = 0 none is.
+With gamma = 1 all noise is drawn anew at every stop, with gamma = 0 none is. What noise of a stop x
+may have come from is plain where all of it is new: x itself, noised to that stop's level, less what
+the jump before had left there.
 
 Reference: Consistency Models (Song, Dhariwal, Chen and Sutskever, 2023),
 https://arxiv.org/abs/2303.01469; Consistency Trajectory Models: Learning Probability Flow ODE
@@ -34,6 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -137,6 +140,16 @@ def edge_below(edges: Sequence[float], t: Tensor) -> Tensor:
     return among[(torch.searchsorted(among, t.contiguous()) - 1).clamp(min=0)]
 
 
+@dataclass(frozen=True)
+class _Stop:
+    """A later stop: its alpha and sigma, what is there before noise is added, and how much is."""
+
+    alpha: float
+    sigma: float
+    kept: Tensor
+    added: float
+
+
 class Jumps:
     """A few jumps from noise to data, deterministic in their noise.
 
@@ -216,16 +229,45 @@ class Jumps:
 
     def __call__(self, estimate: Estimate, noise: Mapping[str, Tensor]) -> Tensor:
         """Return the data `(B, *event_shape)` that the noise stands for."""
-        start = part(noise, "start")
+        return self._walk(estimate, part(noise, "start"), lambda k, _: part(noise, "steps")[:, k])
+
+    def explain(
+        self, estimate: Estimate, start: Tensor, x: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Draw later noise such that every later stop is x, noised; return it and where it leads.
+
+        A stop's noise carries what x has and the jump before has not, as loudly as the noise level
+        lets it through. Where jumps lead to x anyway it is a draw of N(0, I).
+
+        Args:
+            estimate: of the jumps.
+            start: the first noise, `(B, *shape)`.
+            x: the data to be explained, of the same shape.
+        """
+        found: list[Tensor] = []
+
+        def pick(k: int, at: _Stop) -> Tensor:
+            noised = at.alpha * x + at.sigma * torch.randn_like(x)
+            found.append((noised - at.kept) / at.added)
+            return found[-1]
+
+        landed = self._walk(estimate, start, pick)
+        return {"steps": torch.stack(found, 1)} if found else {}, landed
+
+    def _walk(
+        self, estimate: Estimate, start: Tensor, pick: Callable[[int, _Stop], Tensor]
+    ) -> Tensor:
         level = {t: self._numbers(t) for way in self.ways() for t in way}
         alpha, sigma = level[1.0]
         x = math.hypot(alpha * self.sigma_data, sigma) * start
         for k, (t, s) in enumerate(ways := self.ways()):
             x = jump(estimate, self.schedule, x, _all(x, t), _all(x, s))
             if k + 1 < len(ways) and (then := ways[k + 1][0]) != s:
-                kept = level[then][0] / level[s][0]
-                added = math.sqrt(max(level[then][1] ** 2 - (kept * level[s][1]) ** 2, 0.0))
-                x = kept * x + added * part(noise, "steps")[:, k]
+                alpha, sigma = level[then]
+                kept = alpha / level[s][0]
+                added = math.sqrt(max(sigma**2 - (kept * level[s][1]) ** 2, 0.0))
+                x = kept * x
+                x = x + added * pick(k, _Stop(alpha, sigma, x, added))
         return x / level[0.0][0]
 
     def _numbers(self, t: float) -> tuple[float, float]:

@@ -10,8 +10,12 @@ s r the residual of a stated Gaussian likelihood. Abduction takes no road backwa
 
     c ~ q(c | x)            the code's encoder
     e ~ q(e | x, pa, c)     a network that learned to invert J in one evaluation; the prior if none
-    z ~ N(0, I)             what is drawn anew at later stops is not asked of x
+    z                       such that each later stop is x, noised (`Jumps.explain`)
     r = (x - J) / s         the rest: the round trip is exact
+
+What the first jump misses of x thus enters the next one as noise, which the network sees and makes
+fit its parents, other ones in a counterfactual; only what the last jump misses is carried over as it
+is.
 
 The inverse is trained against the finished J, whose weights it leaves alone, by the evidence lower
 bound of `s r`: `-log N(x; J(e), s^2) + beta KL(q(e | x, pa, c) || N(0, I))`, so that the start it finds
@@ -178,9 +182,9 @@ class Consistency(Mechanism):
         return self.jumps(self.estimate(parents, u.get("code"), len(u["start"])), u)
 
     def abduct(self, x: Tensor, parents: Parents) -> Noise:
-        """Draw code and start from their encoders, later noises from the prior; the rest is r."""
-        u = self._draws(x, parents)
-        return {**u, "residual": (x - self.landed(u, parents)) / self.diffusion.log_scale.exp()}
+        """Draw code and start from their encoders, later noises by `explain`; the rest is r."""
+        u, landed = self._explain(x, parents)
+        return {**u, "residual": (x - landed) / self.diffusion.log_scale.exp()}
 
     def estimate(
         self, parents: Parents, code: Tensor | None, rows: int,
@@ -295,8 +299,8 @@ class Consistency(Mechanism):
         if self.diffusion.encoder is not None:
             still += self.diffusion.encoder.parameters()
         with alone([], still):
-            u, terms = self._draws(x, parents), {}
-            square = (x - self.landed(u, parents)).square().reshape(len(x), -1).mean(1)
+            (u, landed), terms = self._explain(x, parents), {}
+            square = (x - landed).square().reshape(len(x), -1).mean(1)
             if self.inverse is not None:
                 mean, log_variance = self._start(x, parents, u.get("code"))
                 kl = (mean.square() + log_variance.exp() - log_variance - 1).reshape(len(x), -1) / 2
@@ -305,18 +309,19 @@ class Consistency(Mechanism):
         nll = square * torch.exp(-2 * log_scale) / 2 + log_scale + math.log(2 * math.pi) / 2
         return {"nll": nll, **terms}
 
-    def _draws(self, x: Tensor, parents: Parents) -> dict[str, Tensor]:
-        """Draw all but the residual."""
+    def _explain(self, x: Tensor, parents: Parents) -> tuple[dict[str, Tensor], Tensor]:
+        """Draw all but the residual, and return where it leads, too."""
         u: dict[str, Tensor] = {}
         if self.diffusion.encoder is not None:
             mean, log_variance = self.diffusion.posterior(x)
             u["code"] = mean + torch.exp(log_variance / 2) * torch.randn_like(mean)
-        for name, shape in self.jumps.noise_shape(self.variable.shape).items():
-            u[name] = torch.randn(len(x), *shape, dtype=x.dtype, device=x.device)
+        u["start"] = torch.randn_like(x)
         if self.inverse is not None:
             mean, log_variance = self._start(x, parents, u.get("code"))
             u["start"] = mean + torch.exp(log_variance / 2) * u["start"]
-        return u
+        estimate = self.estimate(parents, u.get("code"), len(x))
+        later, landed = self.jumps.explain(estimate, u["start"], x)
+        return u | later, landed
 
     def _start(self, x: Tensor, parents: Parents, code: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of q(start | x, parents, code), of the shape of x."""

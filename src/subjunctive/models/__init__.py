@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from subjunctive.models.cycle_diffusion import with_sampler as with_sampler
     from subjunctive.models.dear import DEAR as DEAR
     from subjunctive.models.dear import game as game
-    from subjunctive.models.distil import distil as distil
+    from subjunctive.models.few_step import distil as distil
+    from subjunctive.models.few_step import few as few
     from subjunctive.models.ild import ILD as ILD
     from subjunctive.models.ild import every_domain as every_domain
 

@@ -9,7 +9,7 @@ from subjunctive.diffusion import DDIM
 from subjunctive.graph import Graph
 from subjunctive.mechanism import draw, seeded
 from subjunctive.mechanisms import Consistency, LinearGaussian
-from subjunctive.models import CausalDiffAE, distil
+from subjunctive.models import CausalDiffAE, distil, few
 from subjunctive.query import counterfactual
 from subjunctive.scm import SCM
 from subjunctive.store import load, save
@@ -26,8 +26,9 @@ def test_two_jumps_follow_the_teachers_road_closer_than_its_own_two_steps(tmp_pa
     model, batch = teacher(guidance=1.5)
     before = copy.deepcopy(model.state_dict())
     twin = distil(
-        model, batch, steps=2, updates=200, batch_size=64, lr=2e-3, intervals=16, progress=False
-    )
+        *(model, batch), steps=2, edges=(0.0, 0.5), updates=200, batch_size=64, lr=2e-3,
+        intervals=16, progress=False,
+    )  # fmt: skip
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
     assert all(p.requires_grad for p in twin.parameters())
@@ -64,6 +65,7 @@ def test_labels_graph_and_code_are_the_models_own():
     code, mine = (m.mechanisms["x"] for m in (model, twin))
     x = torch.rand(4, 1, 8, 8)
     assert torch.equal(code.posterior(x)[0], mine.diffusion.posterior(x)[0])
+    assert few(twin, 1.0, 0.4).mechanisms["x"].jumps.ways() == [(1.0, 0.0), (0.4, 0.0)]
     rows = counterfactual(twin, batch, {}, seed=0)
     torch.testing.assert_close(rows["x"], batch.values["x"], atol=1e-4, rtol=1e-4)
 
@@ -71,7 +73,9 @@ def test_labels_graph_and_code_are_the_models_own():
 def test_what_cannot_be_distilled_is_refused():
     model, batch = teacher()
     with pytest.raises(ValueError, match="one edge a step"):
-        distil(model, batch, steps=2, edges=(0.0,))
+        distil(model, batch, steps=3, edges=(0.0, 0.5))
+    with pytest.raises(ValueError, match="one stop a step"):
+        distil(model, batch, steps=3, stops=(1.0, 0.5))
     with pytest.raises(ValueError, match="one edge a step"):
         distil(model, batch, steps=0)
     plain = SCM(Graph.parse("t"), {"t": LinearGaussian(Variable("t"))})
