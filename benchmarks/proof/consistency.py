@@ -59,7 +59,7 @@ SECOND = 0.15  # the second stop, chosen on other digits' validation rows
 SHARES = {"teacher": 0.65, "distil": 0.25}  # of the time; what is left is for the code's law
 BATCH, RATE = 128, 2e-3
 DIGIT = Variable("digit", kind="categorical", categories=tuple("0123456789"))
-SOUND = ("effectiveness", "distance", "identity", "composition", "reversibility")
+SOUND = ("effectiveness", "distance", "ratio", "identity", "composition", "reversibility")
 
 
 def paced(run: Any, seconds: float) -> int:
@@ -211,12 +211,12 @@ def coverage(real: Tensor, drawn: Tensor, k: int = 5) -> float:
     return float((torch.cdist(real, drawn).min(1).values < radius).float().mean())
 
 
-@torch.no_grad()
 def judge(
     model: SCM, data: MorphoDigits, reader: Predictor, rows: int, seed: int
 ) -> dict[str, float]:
     """Return the figures of one model."""
-    frame = evaluate(model, data, rows=rows, metrics=SOUND, seed=seed, progress=False)
+    frame = evaluate(model, data, rows=rows, metrics=SOUND, predictor=reader, seed=seed,
+                     progress=False)  # fmt: skip
     frame = frame[(frame.method == "model") & (frame.support != "outside")]
 
     def value(do: str, metric: str, node: str) -> float:
@@ -233,6 +233,15 @@ def judge(
         "reversibility": value(thick, "reversibility", "image"),
         "composition": value("do()", "composition", "image"),
     }
+    with torch.no_grad():
+        return row | pictures(model, data, reader, rows, seed)
+
+
+def pictures(
+    model: SCM, data: MorphoDigits, reader: Predictor, rows: int, seed: int
+) -> dict[str, float]:
+    """Return the figures of pictures as pictures, and what an answer costs."""
+    row = {}
     batch = data.test[torch.arange(min(rows, len(data.test)))]
     seen = batch.only(data.graph.nodes)
     with seeded(seed):
