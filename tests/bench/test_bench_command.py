@@ -16,8 +16,8 @@ def run(*words, code=0):
 def test_a_plan_is_told_without_any_work(tmp_path):
     out = tmp_path / "out"
     said, _ = run("counterfactual", "--plan", "--out", out, "--seeds", 0, "--seeds", 5)
-    assert "12 cells, 0.20 core-hours" in said
-    assert "images: VAE, pendulum, seed 5, 60 s" in said
+    assert "12 cells, 0.15 core-hours" in said
+    assert "images: VAE, pendulum, seed 5, 45 s" in said
     assert not out.exists()
 
 

@@ -85,9 +85,9 @@ def test_presets_ask_for_what_they_say():
     assert len(cells) == 3 * 2 * 1
     assert len({c.key for c in quick.cells}) == len(quick.cells)
     assert sum(c.settings["seconds"] for c in cells) / 2 < 10 * 60  # two cores, time to judge
-    assert full.hours == pytest.approx((4 * 6 * 3 * 60 + 5 * 3 * 3 * 12) / 3600)
+    assert full.hours == pytest.approx((4 * 6 * 3 * 45 + 5 * 3 * 3 * 8) / 3600)
     tables = [c for c in full.cells if c.model and c.track == "tables"]
-    assert {c.settings["seconds"] for c in tables} == {12}
+    assert {c.settings["seconds"] for c in tables} == {8}
     assert {str(c.settings["grid"]) for c in full.cells if c.model} == {str(dict(full.grid))}
 
 
