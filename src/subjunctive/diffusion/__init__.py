@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from subjunctive.diffusion.guide import guided_together as guided_together
     from subjunctive.diffusion.jump import Jumps as Jumps
     from subjunctive.diffusion.multistep import Multistep as Multistep
+    from subjunctive.diffusion.poisson import PoissonKernel as PoissonKernel
     from subjunctive.diffusion.sample import DDIM as DDIM
     from subjunctive.diffusion.sample import Ancestral as Ancestral
     from subjunctive.diffusion.sample import Heun as Heun

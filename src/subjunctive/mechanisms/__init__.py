@@ -6,6 +6,7 @@ from subjunctive.index import lazy
 
 if TYPE_CHECKING:
     from subjunctive.mechanisms.additive import AdditiveNoise as AdditiveNoise
+    from subjunctive.mechanisms.autoencoder import Autoencoder as Autoencoder
     from subjunctive.mechanisms.canonical import LatentSCM as LatentSCM
     from subjunctive.mechanisms.canonical import canonical_form as canonical_form
     from subjunctive.mechanisms.consistency import Consistency as Consistency
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from subjunctive.mechanisms.interpolant import Interpolant as Interpolant
     from subjunctive.mechanisms.interpolant import Regressed as Regressed
     from subjunctive.mechanisms.known import Known as Known
+    from subjunctive.mechanisms.latent_diffusion import Latent as Latent
     from subjunctive.mechanisms.latent_mixture import LatentMixture as LatentMixture
     from subjunctive.mechanisms.likelihood import Bernoulli as Bernoulli
     from subjunctive.mechanisms.likelihood import DiscretisedGaussian as DiscretisedGaussian
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from subjunctive.mechanisms.likelihood import Gaussian as Gaussian
     from subjunctive.mechanisms.likelihood import Likelihood as Likelihood
     from subjunctive.mechanisms.linear import LinearGaussian as LinearGaussian
+    from subjunctive.mechanisms.poisson_flow import PoissonFlow as PoissonFlow
     from subjunctive.mechanisms.quantised import Quantised as Quantised
     from subjunctive.mechanisms.realnvp import RealNVP as RealNVP
     from subjunctive.mechanisms.refined import Refined as Refined

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from subjunctive.nn.beside import Beside as Beside
     from subjunctive.nn.conv import ConvEncoder as ConvEncoder
     from subjunctive.nn.decoder import ConvDecoder as ConvDecoder
+    from subjunctive.nn.grid import GridDecoder as GridDecoder
+    from subjunctive.nn.grid import GridEncoder as GridEncoder
     from subjunctive.nn.invertible import Affine as Affine
     from subjunctive.nn.invertible import Couplings as Couplings
     from subjunctive.nn.invertible import Leaky as Leaky

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from subjunctive.objectives.distilled import SCott as SCott
     from subjunctive.objectives.flow_prior import Aligned as Aligned
     from subjunctive.objectives.flow_prior import FlowPrior as FlowPrior
+    from subjunctive.objectives.latent_space import Equivariant as Equivariant
+    from subjunctive.objectives.latent_space import Projection as Projection
+    from subjunctive.objectives.latent_space import Represented as Represented
+    from subjunctive.objectives.latent_space import equivariance as equivariance
     from subjunctive.objectives.learned_graph import LearnedGraph as LearnedGraph
     from subjunctive.objectives.learned_graph import candidates as candidates
     from subjunctive.objectives.undistilled import ICT as ICT
