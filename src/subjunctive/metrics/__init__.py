@@ -24,6 +24,8 @@ from subjunctive.metrics.evaluate import table as table
 from subjunctive.metrics.exogeneity import Exogeneity as Exogeneity
 from subjunctive.metrics.exogeneity import exogeneity as exogeneity
 from subjunctive.metrics.exogeneity import residual_share as residual_share
+from subjunctive.metrics.interpolation import Interpolation as Interpolation
+from subjunctive.metrics.interpolation import interpolation as interpolation
 from subjunctive.metrics.population import bimodality as bimodality
 from subjunctive.metrics.population import change_r2 as change_r2
 from subjunctive.metrics.population import changed_most as changed_most

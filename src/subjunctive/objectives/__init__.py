@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from subjunctive.objectives.latent_space import equivariance as equivariance
     from subjunctive.objectives.learned_graph import LearnedGraph as LearnedGraph
     from subjunctive.objectives.learned_graph import candidates as candidates
+    from subjunctive.objectives.smooth import Smooth as Smooth
+    from subjunctive.objectives.smooth import variation as variation
     from subjunctive.objectives.undistilled import ICT as ICT
     from subjunctive.objectives.undistilled import SLCT as SLCT
     from subjunctive.objectives.undistilled import plain as plain
