@@ -253,8 +253,8 @@ def main() -> None:
         "of error from 0.6 (on the way 0.3) ranked D = 128, 2048, EDM, and sizes up to 0.4 (0.2) "
         "hardly changed the distance and ranked nothing; and 28 x 28 pixels with a network "
         "that was far from trained (distance 40), where D = 128 lost 1.66 and 1.21 times as much "
-        "as EDM by errors of 0.2 and 0.4 in the estimate, 0.97 and 1.15 times by noise of 0.1 and 0.2 on the "
-        "way.",
+        "as EDM by errors of 0.2 and 0.4 in the estimate, 0.97 and 1.15 times by noise of 0.1 "
+        "and 0.2 on the way.",
     ]
     if a.valid:
         for c in record.claims:
