@@ -249,12 +249,11 @@ def main() -> None:
         "The finite D, chosen on validation digits: "
         + ", ".join(f"{s['best']:g}" for s in shared)
         + f". CPU seconds in all: {sum(s['seconds'] for s in shared):.0f}, one thread.",
-        "What was tried on validation digits of seed 100 before: 2,500 updates, where every size "
-        "of error from 0.6 (on the way 0.3) ranked D = 128, 2048, EDM, and sizes up to 0.4 (0.2) "
-        "hardly changed the distance and ranked nothing; and 28 x 28 pixels with a network "
-        "that was far from trained (distance 40), where D = 128 lost 1.66 and 1.21 times as much "
-        "as EDM by errors of 0.2 and 0.4 in the estimate, 0.97 and 1.15 times by noise of 0.1 "
-        "and 0.2 on the way.",
+        "Tried before, on validation digits of seed 100. 2,500 updates: errors of 0.6 and more (on "
+        "the way 0.3) ranked D = 128, 2048, EDM; errors up to 0.4 (0.2) hardly changed the "
+        "distance and ranked nothing. 28 x 28 pixels, a network far from trained (distance 40): "
+        "errors of 0.2 and 0.4 in the estimate cost D = 128 1.66 and 1.21 times what they cost "
+        "EDM, noise of 0.1 and 0.2 on the way 0.97 and 1.15 times.",
     ]
     if a.valid:
         for c in record.claims:
